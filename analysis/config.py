@@ -1,0 +1,35 @@
+"""Settings of the two analysis commands."""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from ridgescope.train.config import LoggingConfig
+
+
+@dataclass
+class AnalyseConfig:
+    folder: str = MISSING  # of an experiment, such as runs/validate_digits
+    infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass
+class ValidateConfig:
+    """``sweeps``: each entry is the command line of one Hydra sweep of ``ridgescope train``; ``common`` goes before
+    each and ``overrides``, meant for the command line, after."""
+
+    name: str = MISSING
+    output: str = "runs"
+    sweeps: list[str] = MISSING
+    common: str = ""
+    overrides: str = ""
+    infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def register() -> None:
+    store = ConfigStore.instance()
+    store.store("analyse_schema", AnalyseConfig)
+    store.store("validate_schema", ValidateConfig)

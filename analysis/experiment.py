@@ -1,0 +1,202 @@
+"""From the cells of an experiment to its tables: measure what is not measured yet, then project.
+
+<experiment>/cells/<cell>/            written by training
+<experiment>/measurements/<cell>.parquet     one row per network; kept, so an interrupted analysis goes on
+<experiment>/report/                  the page, figures and tables
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ridgescope.analysis.measure import (
+    COLUMNS,
+    PoolKernels,
+    Row,
+    infinite_width,
+    measure_group,
+    pool_kernels,
+    theory_at_width,
+)
+from ridgescope.analysis.runs import Cell, finished_cells, load_cell
+from ridgescope.train.data import PreparedData
+from ridgescope.train.errors import UserError
+from ridgescope.train.files import write_atomically
+from ridgescope.train.progress import progress, say
+
+SPECTRUM_COLUMNS = ("data", "model", "kernel", "index", "eigenvalue", "target_power")
+MEASUREMENT = 1  # version of a measurement's columns; another one is measured again
+
+
+@dataclass(frozen=True)
+class Tables:
+    """``networks``: a row per trained network; ``infinite``: a row per draw, size and ridge of each infinite-width
+    kernel; ``spectra``: eigenvalues and target power of each kernel's pool; ``unfinished``: names of cells left out."""
+
+    networks: pd.DataFrame
+    infinite: pd.DataFrame
+    spectra: pd.DataFrame
+    unfinished: list[str]
+
+
+def project(experiment: Path, *, infinite_draws: int = 32) -> Tables:
+    """Measure and project every finished cell. No network is trained; measured cells are read back.
+
+    The theory speaks of the average over training sets. Infinite-width kernels are cheap, so they are averaged over
+    ``infinite_draws`` of them; networks have the draws they were trained on.
+    """
+    if infinite_draws < 1:
+        raise UserError(f"infinite_draws={infinite_draws} must be at least 1; 32 gives about 1 % at 100 samples")
+    done, unfinished = finished_cells(experiment)
+    if not done:
+        raise UserError(f"no cell of {experiment} is finished; run the training to its end first")
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for folder in done:
+        cell = load_cell(folder)
+        groups[_key(cell, without_size=True)].append(cell)
+    architectures = _Architectures()
+    frames: list[pd.DataFrame] = []
+    total = sum(len(cell.members) for cells in groups.values() for cell in cells)
+    with progress("measuring networks", total) as steps:
+        for cells in groups.values():
+            frames += _measure_cells(experiment, cells, architectures, steps.advance)
+    networks = _with_theory_at_width(pd.concat(frames, ignore_index=True), architectures)
+    cells = [cell for group in groups.values() for cell in group]
+    infinite = [_infinite_rows(cell, architectures, infinite_draws) for cell in _one_per_size(cells)]
+    spectra = [_spectrum(*name, pool) for name, pool in architectures.pools()]
+    names = [path.name for path in unfinished]
+    return Tables(networks, _concatenate(infinite), _concatenate(spectra, SPECTRUM_COLUMNS), names)
+
+
+def _concatenate(frames: list[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns))
+
+
+def _one_per_size(cells: list[Cell]) -> list[Cell]:
+    """Of the cells that differ in width alone the widest: they share the infinite-width kernel."""
+    chosen: dict[str, Cell] = {}
+    for cell in sorted(cells, key=lambda cell: int(cell.config["model"].get("width", 0))):
+        chosen[json.dumps([_key(cell, without_width=True), cell.config["alpha"]])] = cell
+    return list(chosen.values())
+
+
+def _infinite_rows(cell: Cell, architectures: "_Architectures", num_draws: int) -> pd.DataFrame:
+    pool = architectures.of(cell.name)
+    if pool is None:
+        return pd.DataFrame()
+    rows = infinite_width(cell, cell.data(num_draws=num_draws), pool)
+    return pd.DataFrame(rows)
+
+
+class _Architectures:
+    """Infinite-width kernels and the pool's decomposition, once for all cells that share data and architecture."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, PoolKernels | None] = {}
+        self._names: dict[str, tuple[str, str]] = {}
+        self.of_run: dict[str, str] = {}
+
+    def get(self, cell: Cell, data: PreparedData) -> PoolKernels | None:
+        key = _key(cell, without_size=True, without_width=True)
+        self.of_run[cell.name] = key
+        if key not in self._pools:
+            model = cell.config["model"]["_target_"].rsplit(".", 1)[-1].lower()
+            self._names[key] = (cell.config["data"]["name"], model)
+            try:
+                self._pools[key] = pool_kernels(cell.network(data), data)
+            except ValueError as error:
+                say(f"no infinite-width theory for {model}: {error}")
+                self._pools[key] = None
+        return self._pools[key]
+
+    def of(self, run: str) -> PoolKernels | None:
+        return self._pools[self.of_run[run]]
+
+    def pools(self) -> list[tuple[tuple[str, str], PoolKernels]]:
+        return [(self._names[key], pool) for key, pool in self._pools.items() if pool is not None]
+
+
+def _measure_cells(
+    experiment: Path, cells: list[Cell], architectures: _Architectures, advance: Callable[..., None]
+) -> list[pd.DataFrame]:
+    datas = [cell.data() for cell in cells]
+    pool = architectures.get(cells[0], datas[0])
+    for cell, data in zip(cells[1:], datas[1:], strict=True):
+        architectures.get(cell, data)
+    paths = [experiment / "measurements" / f"{cell.name}.parquet" for cell in cells]
+    todo = [i for i, path in enumerate(paths) if not _is_current(path)]
+    for i in set(range(len(cells))) - set(todo):
+        advance(len(cells[i].members))
+    if todo:
+        measured = measure_group([cells[i] for i in todo], [datas[i] for i in todo], pool, advance)
+        for i, rows in zip(todo, measured, strict=True):
+            _write(paths[i], rows)
+    return [pd.read_parquet(path) for path in paths]
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=[*frame, *(name for name in COLUMNS if name not in frame)])
+    frame.attrs = {"measurement": MEASUREMENT}
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary))
+
+
+def _is_current(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        return pd.read_parquet(path).attrs.get("measurement") == MEASUREMENT
+    except (OSError, ValueError):  # damaged: measure again
+        return False
+
+
+def _with_theory_at_width(networks: pd.DataFrame, architectures: _Architectures) -> pd.DataFrame:
+    """Theory at the effective width of a cell: the mean of 1/N_eff over its seeds and draws, at one ridge."""
+    added: dict[Any, Row] = {}
+    for (run, ridge), rows in networks.groupby(["run", "ridge"]):
+        pool, inverse = architectures.of(str(run)), rows["inverse_width"].mean()
+        if pool is not None and inverse == inverse:
+            values = theory_at_width(pool.estimator, int(rows["P"].iloc[0]), float(ridge), float(inverse))  # type: ignore[arg-type]
+            added |= dict.fromkeys(rows.index, values)
+    columns = pd.DataFrame.from_dict(added, orient="index", columns=["theory_width_test", "theory_width_kappa1"])
+    columns = columns.astype("float64")  # also where no cell has a theory
+    return networks.join(columns)
+
+
+def _spectrum(data: str, model: str, pool: PoolKernels) -> pd.DataFrame:
+    values = pool.estimator.eigenvalues
+    return pd.DataFrame(
+        {
+            "data": data,
+            "model": model,
+            "kernel": "ntk",
+            "index": torch.arange(1, len(values) + 1).numpy(),
+            "eigenvalue": values.numpy(),
+            "target_power": pool.estimator.target_power.numpy(),
+        }
+    )
+
+
+def _key(cell: Cell, *, without_size: bool = False, without_width: bool = False) -> str:
+    """Cells with equal keys share data (up to training size) and architecture (up to width)."""
+    config = json.loads(json.dumps(cell.config))
+    drop = [key for key in ("output", "name", "logging", "memory", "accelerator") if key in config]
+    if without_size:
+        config["data"].pop("train_size")
+    if without_width:
+        # the standard parameterisation's limit keeps the ratio of fan-ins and so depends on the width
+        if config["model"].get("parameterisation") != "standard":
+            config["model"].pop("width", None)
+        # how the networks were trained does not change the kernel of infinitely wide ones
+        drop += ["optimiser", "alpha", "ridges", "num_seeds", "num_draws", "design", "seed"]
+        drop += ["batch_size", "max_steps", "tolerance", "dtype"]
+    for key in drop:
+        config.pop(key, None)
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,139 @@
+"""``ridgescope analyse`` and ``ridgescope validate``: from cells to verdicts."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ridgescope.analysis.config import register
+from ridgescope.analysis.cost import estimate_seconds
+from ridgescope.analysis.experiment import Tables, project
+from ridgescope.analysis.report import print_verdicts, write_report
+from ridgescope.analysis.verdict import evaluate
+from ridgescope.train.cell import is_done
+from ridgescope.train.config import checked
+from ridgescope.train.errors import UserError
+from ridgescope.train.main import cell_folder, one_line_errors, quiet, run_cell
+from ridgescope.train.progress import duration, progress, say
+from ridgescope.train.provenance import environment
+from ridgescope.train.sweep import compose_cells
+from ridgescope.train.wandb_logging import finish, make_logger
+
+
+@hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="analyse")
+@one_line_errors
+def analyse(config: DictConfig) -> None:
+    quiet()
+    plain = checked(config)
+    report(Path(plain["folder"]), plain["infinite_draws"], plain["logging"], _command("analyse"))
+
+
+@hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="validate")
+@one_line_errors
+def validate(config: DictConfig) -> None:
+    """Train every cell that is not done, then analyse."""
+    quiet()
+    plain = checked(config)
+    place = [f"name={plain['name']}", f"output={plain['output']}"]
+    place += [f"logging.{key}={value}" for key, value in plain["logging"].items() if value and key != "tags"]
+    lines = [f"{plain['common']} {sweep} {plain['overrides']}" for sweep in plain["sweeps"]]
+    cells = [cell for line in lines for cell in compose_cells([*shlex.split(line), *place])]
+    todo = [cell for cell in cells if not is_done(cell_folder(checked(cell)))]
+    say(f"{plain['name']}: {len(cells)} cells, {len(cells) - len(todo)} done already")
+    started = time.monotonic()
+    failures = _train(todo)
+    if todo:
+        say(f"training took {duration(time.monotonic() - started)}")
+    if len(failures) == len(cells):
+        raise UserError(f"every cell failed; the first: {failures[0]}")
+    report(Path(plain["output"]) / plain["name"], plain["infinite_draws"], plain["logging"], _command("validate"))
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(cells)} cells failed, the rest is in the report; the first: {failures[0]}"
+        )
+
+
+def _train(cells: list[DictConfig]) -> list[str]:
+    """Train the cells; one that fails leaves its message and the others go on."""
+    if cells:
+        seconds = sum(estimate_seconds(checked(cell)) for cell in cells)
+        say(f"training and measuring {len(cells)} cells takes about {duration(seconds)} on this machine")
+    failures = []
+    with progress("training cells", len(cells)) as steps:
+        for cell in cells:
+            try:
+                run_cell(cell)
+            except UserError as error:
+                failures.append(str(error))
+                say(f"  failed: {error}")
+            steps.advance()
+    return failures
+
+
+def _command(name: str) -> str:
+    return " ".join(["ridgescope", name, *sys.argv[1:]])
+
+
+def report(experiment: Path, infinite_draws: int, logging_settings: dict[str, Any], command: str) -> Path:
+    """Measure, project, judge, write the page, and print the verdicts."""
+    started = time.monotonic()
+    tables = project(experiment, infinite_draws=infinite_draws)
+    verdicts = evaluate(tables.networks, infinite=tables.infinite)
+    metadata = _metadata(experiment, tables, command)
+    page = write_report(tables.networks, tables.spectra, metadata, experiment / "report", infinite=tables.infinite)
+    print_verdicts(verdicts, Console())
+    if tables.unfinished:
+        say(f"{len(tables.unfinished)} cells are not finished and not in the report: {', '.join(tables.unfinished)}")
+    _log(experiment, tables, verdicts, logging_settings)
+    say(f"analysis took {duration(time.monotonic() - started)}")
+    print(f"\nreport: {page}")
+    return page
+
+
+def _metadata(experiment: Path, tables: Tables, command: str) -> dict[str, Any]:
+    facts = environment()
+    networks = tables.networks
+    return {
+        "title": f"Ridgescope: {experiment.name}",
+        "created": facts["created"],
+        "command": command,
+        "versions": {"ridgescope": facts["ridgescope"], "python": facts["python"], **facts["packages"]},
+        "hardware": f"{facts['processor']}, {facts['cores']} cores" + (f", {facts['gpu']}" if facts["gpu"] else ""),
+        "git commit": facts["commit"] or "installed package",
+        "networks": len(networks),
+        "cells": int(networks["run"].nunique()),
+        "not finished": ", ".join(tables.unfinished) or "none",
+    }
+
+
+def _log(experiment: Path, tables: Tables, verdicts: pd.DataFrame, settings: dict[str, Any]) -> None:
+    logger = make_logger(
+        experiment / "report",
+        mode=settings["wandb"],
+        project=settings["project"],
+        entity=settings["entity"],
+        group=experiment.name,
+        job_type="analysis",
+        name=f"{experiment.name}-analysis",
+        run_id=f"{experiment.name}-analysis",
+        tags=settings["tags"],
+        config={"experiment": experiment.name, "networks": len(tables.networks)},
+    )
+    if logger is None:
+        return
+    import wandb
+
+    flat = verdicts.drop(columns="runs").astype({"scope": str})
+    logger.experiment.log({"verdicts": wandb.Table(dataframe=flat)})
+    for verdict, count in verdicts["verdict"].value_counts().items():
+        logger.experiment.summary[f"verdicts/{verdict}"] = int(count)
+    finish(logger)
+
+
+register()

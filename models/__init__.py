@@ -1,0 +1,26 @@
+"""Networks in a stated parameterisation, and the kernels that belong to them."""
+
+from ridgescope.models.cnn import CNN
+from ridgescope.models.kernels import (
+    InfiniteKernels,
+    conjugate_kernel,
+    empirical_ntk,
+    infinite_ntk,
+    linearised_predict,
+)
+from ridgescope.models.layers import ScaledConv2d, ScaledLinear
+from ridgescope.models.mlp import MLP
+from ridgescope.models.network import Network
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "InfiniteKernels",
+    "Network",
+    "ScaledConv2d",
+    "ScaledLinear",
+    "conjugate_kernel",
+    "empirical_ntk",
+    "infinite_ntk",
+    "linearised_predict",
+]

@@ -1,0 +1,8 @@
+"""Kernels that belong to a network: tangent, conjugate, infinite width, and predictions with them."""
+
+from ridgescope.models.kernels.conjugate import conjugate_kernel
+from ridgescope.models.kernels.empirical import empirical_ntk
+from ridgescope.models.kernels.infinite import InfiniteKernels, infinite_ntk
+from ridgescope.models.kernels.linearise import linearised_predict
+
+__all__ = ["InfiniteKernels", "conjugate_kernel", "empirical_ntk", "infinite_ntk", "linearised_predict"]

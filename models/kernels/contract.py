@@ -1,0 +1,136 @@
+"""From the factors of two batches to their kernel, as matrix products over tiles.
+
+``K`` is held as a four-dimensional view ``K[c, p, e, q]`` of the output-major matrix: blocks of fixed (c, e)
+are then ordinary strided matrices. For a batch against itself only tiles with p <= q, and on diagonal tiles
+only c <= e, are computed; `mirror` copies the rest, which makes the result symmetric to the last bit.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ridgescope.models.kernels.factors import Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
+
+TILE = 512  # most rows of one matrix product: 2 MB in float64, which stays in cache until it is added to K
+CHUNK = 32e6  # bytes of explicit gradients formed at a time
+COLUMNS = 2**16  # numbers in one array h of `_add_by_columns`: 0.5 MB in float64
+
+
+def accumulate(kernel: Tensor, left: list[Factor], right: list[Factor], *, symmetric: bool, memory: float) -> None:
+    """Add every layer's share to ``kernel`` (c, n, c, m); ``memory`` bounds temporary arrays, in bytes."""
+    for one, other in zip(left, right, strict=True):
+        if isinstance(one, Diagonal) and isinstance(other, Diagonal):
+            shared = one.repeats * (one.inputs @ other.inputs.T)
+            for c in range(len(kernel)):
+                kernel[c, :, c, :] += shared
+        elif isinstance(one, Gated) and isinstance(other, Gated):
+            gate = one.inputs @ other.inputs.T
+            _add_products(kernel, one.cotangents, other.cotangents, gate, symmetric)
+        elif isinstance(one, Explicit) and isinstance(other, Explicit):
+            _add_products(kernel, one.gradients, other.gradients, None, symmetric)
+        elif isinstance(one, Spatial) and isinstance(other, Spatial):
+            _add_spatial(kernel, one, other, symmetric, memory)
+
+
+def mirror(kernel: Tensor) -> None:
+    """Complete the half that `accumulate` computed for a batch against itself."""
+    for p, q, c, e in _tiles(kernel, symmetric=True):
+        block = kernel[c, p, e, q]
+        if (p, c) == (q, e):
+            block.copy_(block.triu() + block.triu(1).T)
+        else:
+            kernel[e, q, c, p] = block.T
+
+
+def _tiles(kernel: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice, int, int]]:
+    outputs, rows, _, columns = kernel.shape
+    # about eight tiles a side, counting outputs, or the symmetric half would not be much less than the whole
+    side = min(TILE, max(64, rows * outputs // 8))
+    for p in range(0, rows, side):
+        for q in range(p if symmetric else 0, columns, side):
+            for c in range(outputs):
+                for e in range(c if symmetric and p == q else 0, outputs):
+                    yield slice(p, p + side), slice(q, q + side), c, e
+
+
+def _add_products(kernel: Tensor, left: Tensor, right: Tensor, gate: Tensor | None, symmetric: bool) -> None:
+    """``K[c,p;e,q] += gate[p,q] (left[c,p] . right[e,q])``."""
+    for p, q, c, e in _tiles(kernel, symmetric):
+        block = kernel[c, p, e, q]
+        if gate is None:
+            block.addmm_(left[c, p], right[e, q].T)
+        else:
+            block.addcmul_(left[c, p] @ right[e, q].T, gate[p, q])
+
+
+def _add_spatial(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: float) -> None:
+    outputs, _, positions, fan_out = left.cotangents.shape
+    if outputs == 1:
+        spatial = prefers_spatial(positions, left.inputs.shape[2], fan_out, 1, trace=True)
+    else:
+        spatial = prefers_spatial(positions, left.inputs.shape[2], fan_out, outputs, trace=False)
+    if not spatial:
+        _add_by_gradients(kernel, left, right, symmetric, memory)
+    elif outputs == 1:
+        _add_by_pairs(kernel, left, right, symmetric)
+    else:
+        _add_by_columns(kernel, left, right, symmetric)
+
+
+def _add_by_gradients(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: float) -> None:
+    """Form the gradients of a few output channels at a time; the whole Jacobian is never held."""
+    fan_out, fan_in = left.cotangents.shape[3], left.inputs.shape[2]
+    rows = sum(factor.cotangents[..., 0, 0].numel() for factor in {id(left): left, id(right): right}.values())
+    # a few large products a chunk are enough, and small chunks reuse their pages
+    channels = max(1, int(min(memory, CHUNK) / (rows * fan_in * left.inputs.element_size())))
+    for start in range(0, fan_out, channels):
+        some = slice(start, start + channels)
+        mine = _gradients(left, some)
+        _add_products(kernel, mine, mine if right is left else _gradients(right, some), None, symmetric)
+
+
+def _gradients(factor: Spatial, channels: slice) -> Tensor:
+    # one output at a time: a broadcast product would copy the inputs for each
+    return torch.stack([(d[..., channels].transpose(1, 2) @ factor.inputs).flatten(1) for d in factor.cotangents])
+
+
+def _add_by_pairs(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool) -> None:
+    """One output: ``K[p,q] += sum_st (d[p,s].d[q,t]) (a[p,s].a[q,t])``."""
+    positions = left.inputs.shape[1]
+    for p, q in _small_tiles(kernel, max(1, TILE // positions), symmetric):
+        gate = left.inputs[p].flatten(0, 1) @ right.inputs[q].flatten(0, 1).T
+        gate *= left.cotangents[0, p].flatten(0, 1) @ right.cotangents[0, q].flatten(0, 1).T
+        block = gate.unflatten(1, (-1, positions)).sum(2).unflatten(0, (-1, positions)).sum(1)
+        _add_block(kernel, block[None, :, None, :], p, q, symmetric)
+
+
+def _add_by_columns(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool) -> None:
+    """Apply J_p to the columns of J_q^T, ``h[q,p,s,o] = sum_t (a[p,s].a[q,t]) d[e,q,t,o]``, never formed.
+
+    Per pair of inputs s^2 k + s^2 c o + c^2 s o products, against c^2 o k with explicit gradients.
+    """
+    outputs, _, positions, fan_out = left.cotangents.shape
+    side = max(4, int((COLUMNS / (positions * fan_out)) ** 0.5))
+    for p, q in _small_tiles(kernel, side, symmetric):
+        a, b = left.inputs[p], right.inputs[q]
+        gate = (b.flatten(0, 1) @ a.flatten(0, 1).T).unflatten(0, (len(b), positions))  # (q, t, p s)
+        d = left.cotangents[:, p].flatten(2).transpose(0, 1)  # (p, c, s o)
+        block = kernel.new_empty(len(a), outputs, outputs, len(b))
+        for e in range(outputs):
+            h = torch.bmm(gate.transpose(1, 2), right.cotangents[e, q])  # (q, p s, o)
+            block[:, :, e] = torch.bmm(d, h.view(len(b), len(a), -1).permute(1, 2, 0))
+        _add_block(kernel, block.transpose(0, 1), p, q, symmetric)
+
+
+def _small_tiles(kernel: Tensor, side: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    _, rows, _, columns = kernel.shape
+    for p in range(0, rows, side):
+        for q in range(p if symmetric else 0, columns, side):
+            yield slice(p, p + side), slice(q, q + side)
+
+
+def _add_block(kernel: Tensor, block: Tensor, p: slice, q: slice, symmetric: bool) -> None:
+    kernel[:, p, :, q] += block
+    if symmetric and p != q:  # a small tile above the diagonal also serves pairs that `mirror` reads below it
+        kernel[:, q, :, p] += block.permute(2, 3, 0, 1)

@@ -1,0 +1,76 @@
+"""``ridgescope COMMAND [OVERRIDES]``: train, analyse, validate."""
+
+import os
+import sys
+
+COMMANDS = {
+    "validate": "train a ladder of networks and project it onto the theory: the main job",
+    "train": "train one cell, or with -m a Hydra multirun of cells",
+    "analyse": "measure and project the cells of an experiment, without retraining",
+}
+
+USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
+    f"  {name:10} {what}" for name, what in COMMANDS.items()
+)
+
+
+def main() -> int:
+    """Dispatch to a command; every mistake of a user ends as one line on stderr and exit status 2."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE + "\n\n'ridgescope COMMAND --help' shows a command's settings.")
+        return 0
+    if words[0] == "--version":
+        from ridgescope import __version__
+
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        print(
+            f"ridgescope: error: unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    sys.argv = [f"ridgescope {words[0]}", *words[1:]]
+    # Hydra then raises what went wrong instead of printing it its own way
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    return _run(words[0])
+
+
+def _run(command: str) -> int:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ridgescope.train.errors import UserError
+
+    try:
+        if command == "train":
+            from ridgescope.train.main import main as run
+        elif command == "analyse":
+            from ridgescope.analysis.main import analyse as run
+        else:
+            from ridgescope.analysis.main import validate as run
+        run()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"ridgescope: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ridgescope: stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """An exception and its causes as one line, without repetitions."""
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        # Hydra and OmegaConf indent the context below the first lines
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip() and not line.startswith("    ")]
+        parts += [line for line in lines if line not in parts]
+        cause = cause.__cause__
+    return "; ".join(parts) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Shared set-up: no network, no wandb account, one thread count for reproducibility."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+
+@pytest.fixture
+def fashion_mnist() -> Path:
+    """The folder with Debian's four gz files; tests that need real Fashion-MNIST are skipped without it."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.is_dir():
+        pytest.skip("no Fashion-MNIST on disk: apt install dataset-fashion-mnist")
+    return folder
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

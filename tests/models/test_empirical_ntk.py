@@ -1,0 +1,347 @@
+"""The empirical NTK equals J J^T with the explicit Jacobian, for networks of every kind."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ridgescope.models import CNN, MLP, empirical_ntk
+from ridgescope.models.kernels import contract, factors
+from ridgescope.models.kernels.checks import checked_parameters
+from ridgescope.models.kernels.factors import make_plan
+
+# float64: sums of up to 1e5 products lose a few hundred ulps at most; float32 likewise, from 6e-8
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def relative_error(kernel, oracle):
+    return float((kernel - oracle).norm() / oracle.norm())
+
+
+def trace_of(full, n, m, outputs):
+    return torch.einsum("cpcq->pq", full.view(outputs, n, outputs, m)) / outputs
+
+
+def assert_equals_oracle(model, x, y, oracle, outputs):
+    tolerance = TOLERANCE[x.dtype]
+    square, cross = oracle(model, x), oracle(model, x, y)
+    kernel = empirical_ntk(model, None, x)
+    assert kernel.dtype == x.dtype
+    assert relative_error(kernel, square) < tolerance
+    assert relative_error(empirical_ntk(model, None, x, y), cross) < tolerance
+    trace = empirical_ntk(model, None, x, form="trace")
+    assert relative_error(trace, trace_of(square, len(x), len(x), outputs)) < tolerance
+    crossed_trace = empirical_ntk(model, None, x, y, form="trace")
+    assert relative_error(crossed_trace, trace_of(cross, len(x), len(y), outputs)) < tolerance
+    assert torch.equal(kernel, kernel.T)
+    assert torch.equal(trace, trace.T)
+    # J J^T has no negative eigenvalues; rounding perturbs them by eps times the largest, times the size
+    eigenvalues = torch.linalg.eigvalsh(kernel.double())
+    assert eigenvalues[0] > -len(kernel) * torch.finfo(x.dtype).eps * eigenvalues[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("bias_std", [0.0, 0.3])
+@pytest.mark.parametrize("parameterisation", ["ntk", "mup", "standard"])
+def test_mlp(generator, inputs, ntk_oracle, parameterisation, bias_std, dtype):
+    model = MLP(
+        (8, 8), 3, width=17, depth=3, activation="gelu", parameterisation=parameterisation,
+        bias_std=bias_std, generator=generator, dtype=dtype,
+    )  # fmt: skip
+    assert_equals_oracle(model, inputs(7, 8, 8, dtype=dtype), inputs(5, 8, 8, dtype=dtype), ntk_oracle, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("strides", [1, (1, 2), (2, 3)])
+@pytest.mark.parametrize("readout", ["flatten", "pool"])
+@pytest.mark.parametrize("parameterisation", ["ntk", "mup", "standard"])
+def test_cnn(generator, inputs, ntk_oracle, parameterisation, readout, strides, dtype):
+    # a smooth activation: in float32 a ReLU within rounding of 0 may take either slope
+    model = CNN(
+        (2, 7, 8), 3, width=5, depth=2, readout=readout, strides=strides, activation="erf", bias_std=0.3,
+        parameterisation=parameterisation, generator=generator, dtype=dtype,
+    )  # fmt: skip
+    x, y = inputs(6, 2, 7, 8, dtype=dtype), inputs(4, 2, 7, 8, dtype=dtype)
+    assert_equals_oracle(model, x, y, ntk_oracle, 3)
+
+
+class Shared(nn.Module):
+    """One layer three times, on a residual path."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared, self.last = nn.Linear(64, 9), nn.Linear(9, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(3):
+            x = x + torch.tanh(self.shared(x))
+        return self.last(x)
+
+
+class SharedConvolution(nn.Module):
+    """One convolution at two image sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = F.avg_pool2d(torch.tanh(self.conv(x.view(-1, 1, 8, 8))), 2)
+        return self.last(self.conv(x).flatten(1))
+
+
+class Tied(nn.Module):
+    """The decoder reads the encoder's weight, transposed, behind the layer's back."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(64, 9)
+
+    def forward(self, x):
+        return F.linear(torch.tanh(self.encoder(x)), self.encoder.weight.T)[:, :3]
+
+
+class TwoNames(nn.Module):
+    """One parameter owned by two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class Doubled(nn.Linear):
+    """A subclass that is not the layer it derives from."""
+
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+class InPlace(nn.Module):
+    """Writes into what its layers return, the readout included."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        x.relu_()
+        x = self.last(x)
+        x *= 2
+        return x
+
+
+class Tokens(nn.Module):
+    """A transformer block over eight tokens, pooled."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.block(x.view(-1, 8, 8)).mean(1))
+
+
+class Folded(nn.Module):
+    """Folds tokens into the batch axis, token-major, so that a layer's rows are not samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.last = nn.Linear(8, 5), nn.Linear(40, 3)
+
+    def forward(self, x):
+        tokens = x.view(-1, 8, 8).transpose(0, 1).reshape(-1, 8)
+        return self.last(torch.tanh(self.each(tokens)).view(8, -1, 5).transpose(0, 1).flatten(1))
+
+
+class Residual(nn.Module):
+    """Two convolutions with BatchNorm around a skip, as in a ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv1, self.norm1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x.view(-1, 1, 8, 8))
+        out = self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x)))))
+        out += x
+        return self.last(F.gelu(out).mean((2, 3)))
+
+
+def plain(*layers):
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers)
+
+
+def batch_normalised():
+    model = Residual()
+    generator = torch.Generator().manual_seed(1)
+    for norm in (model.norm1, model.norm2):  # statistics and scales that are not the identity
+        norm.running_mean.normal_(generator=generator)
+        norm.running_var.uniform_(0.5, 2, generator=generator)
+        nn.init.normal_(norm.weight, generator=generator)
+    return model
+
+
+NETWORKS = {
+    "sequential": lambda: nn.Sequential(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 3)),
+    "one layer": lambda: nn.Linear(64, 3),
+    "layers without biases": lambda: nn.Sequential(nn.Linear(64, 9, bias=False), nn.Tanh(), nn.Linear(9, 3, False)),
+    "activation after the readout": lambda: nn.Sequential(nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 3), nn.ReLU()),
+    "plain convolutions": lambda: plain(
+        nn.Conv2d(1, 4, (5, 3), stride=(2, 1), padding=(2, 0)), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Tanh(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(30, 3),
+    ),
+    "dilated and grouped convolutions": lambda: plain(
+        nn.Conv2d(1, 4, 3, dilation=2), nn.Tanh(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "circular and same padding": lambda: plain(
+        nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular"), nn.Tanh(), nn.Conv2d(3, 2, 3, padding="same"),
+        nn.Flatten(), nn.Linear(128, 3),
+    ),
+    "layer norm": lambda: nn.Sequential(nn.Linear(64, 9), nn.LayerNorm(9), nn.GELU(), nn.Linear(9, 3)),
+    "residual with BatchNorm": batch_normalised,
+    "dropout in eval mode": lambda: nn.Sequential(nn.Linear(64, 9), nn.Dropout(0.5), nn.Linear(9, 3)),
+    "shared layer": Shared,
+    "shared convolution": SharedConvolution,
+    "weight read twice": Tied,
+    "weight of two layers": TwoNames,
+    "subclass": lambda: nn.Sequential(Doubled(64, 9), nn.Linear(9, 3)),
+    "in place": InPlace,
+    "transformer block": Tokens,
+    "folded batch": Folded,
+    "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 9)), nn.Linear(9, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # the oracle's own vmap
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network(inputs, ntk_oracle, name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # plain torch layers draw from the global generator
+        model = NETWORKS[name]().double().eval()
+    assert_equals_oracle(model, inputs(6, 64), inputs(4, 64), ntk_oracle, 3)
+
+
+def test_integer_inputs(ntk_oracle):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(20, 3)).double()
+    tokens = torch.arange(30).view(6, 5) % 11
+    assert relative_error(empirical_ntk(model, None, tokens), ntk_oracle(model, tokens)) < 1e-10
+
+
+@pytest.mark.parametrize("penalty", [0.0, float("inf")])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_both_contractions_of_a_convolution_agree(monkeypatch, generator, inputs, ntk_oracle, outputs, penalty):
+    # the penalty decides between products over pairs of pixels (0) and explicit gradients (infinity)
+    monkeypatch.setattr(factors, "SPATIAL_PENALTY", penalty)
+    model = CNN((1, 8, 8), outputs, width=6, depth=2, strides=(1, 2), bias_std=0.2, generator=generator)
+    assert_equals_oracle(model, inputs(9, 64), inputs(5, 64), ntk_oracle, outputs)
+
+
+@pytest.mark.parametrize("penalty", [0.0, float("inf")])
+def test_tiles_meet_without_gaps(monkeypatch, generator, inputs, ntk_oracle, penalty):
+    monkeypatch.setattr(contract, "TILE", 4)
+    monkeypatch.setattr(factors, "SPATIAL_PENALTY", penalty)
+    for model in (
+        CNN((1, 8, 8), 3, width=6, depth=2, strides=(1, 2), generator=generator),
+        MLP((64,), 3, width=12, depth=2, generator=generator),
+    ):
+        assert_equals_oracle(model, inputs(11, 64), inputs(6, 64), ntk_oracle, 3)
+
+
+@pytest.mark.parametrize("form", ["full", "trace"])
+def test_blocks_of_inputs_give_the_same_kernel(generator, inputs, form):
+    model = CNN((1, 8, 8), 3, width=6, depth=2, generator=generator)
+    x, y = inputs(11, 64), inputs(5, 64)
+    small = 3e5  # bytes: three inputs at a time
+    for other in (None, y):
+        blocked = empirical_ntk(model, None, x, other, form=form, memory_bytes=small)
+        torch.testing.assert_close(blocked, empirical_ntk(model, None, x, other, form=form))
+    square = empirical_ntk(model, None, x, form=form, memory_bytes=small)
+    assert torch.equal(square, square.T)
+
+
+def test_structured_layers_are_not_left_to_the_fallback(generator, inputs):
+    # equality alone would hold if everything went through the exact Jacobian
+    model = CNN((1, 8, 8), 3, width=6, depth=3, bias_std=0.1, generator=generator)
+    params = checked_parameters(model, None, inputs(2, 64))
+    plan = make_plan(model, params, inputs(5, 64), 3, trace=False)
+    assert plan.rest == ()
+    assert [layer.form.__name__ for layer in plan.layers.values()][-1] == "Diagonal"
+
+
+def test_one_skeleton_serves_many_parameter_sets(generator, inputs):
+    nets = [MLP((64,), 3, width=8, depth=2, generator=generator) for _ in range(3)]
+    stacked = {name: torch.stack([dict(net.named_parameters())[name] for net in nets]) for name in nets[0].state_dict()}
+    x = inputs(4, 64)
+    for i, net in enumerate(nets):
+        one = {name: values[i] for name, values in stacked.items()}
+        assert torch.equal(empirical_ntk(nets[0], one, x), empirical_ntk(net, None, x))
+
+
+def test_the_model_is_left_as_it_was(generator, inputs):
+    model = MLP((64,), 3, width=8, depth=2, generator=generator)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    empirical_ntk(model, None, inputs(4, 64))
+    assert all(not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_parameters_of_another_precision_than_the_model(generator, inputs, ntk_oracle):
+    model = CNN((1, 8, 8), 3, width=6, depth=2, activation="erf", generator=generator)
+    single = {name: value.float() for name, value in model.named_parameters()}
+    kernel = empirical_ntk(model, single, inputs(5, 64).float())
+    assert kernel.dtype == torch.float32
+
+
+class Centred(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.Linear(64, 9), nn.Dropout(0.5), nn.Linear(9, 3)], r"1 \(Dropout\) drops units.*model.eval\(\)"),
+        ([nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Linear(9, 3)], r"1 \(BatchNorm1d\) couples.*model.eval\(\)"),
+        ([Centred(64, 3)], "changes with the rest of its batch"),
+        ([nn.Linear(64, 6), nn.Unflatten(1, (2, 3))], r"2 inputs to shape \(2, 2, 3\).*flatten or reduce"),
+        ([nn.ReLU()], "no parameters"),
+    ],
+)
+def test_models_without_a_kernel_are_refused(inputs, layers, message):
+    with pytest.raises(ValueError, match=message):
+        empirical_ntk(nn.Sequential(*layers).double(), None, inputs(4, 64))
+
+
+def test_bad_input_is_named(generator, inputs):
+    model = MLP((64,), 3, width=8, depth=2, generator=generator)
+    x, params = inputs(4, 64), {name: value.detach() for name, value in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"form='block'.*full, trace"):
+        empirical_ntk(model, None, x, form="block")
+    with pytest.raises(ValueError, match=r"hidden.1.weight holds NaN"):
+        empirical_ntk(model, {**params, "hidden.1.weight": params["hidden.1.weight"] * float("nan")}, x)
+    with pytest.raises(ValueError, match=r"missing \['readout.weight'\], unknown \['out'\]"):
+        empirical_ntk(model, {**{k: v for k, v in params.items() if "readout" not in k}, "out": x}, x)
+    with pytest.raises(ValueError, match=r"hidden.0.weight has shape \(2, 8, 64\).*one network's slice"):
+        empirical_ntk(model, {name: torch.stack([value, value]) for name, value in params.items()}, x)
+    with pytest.raises(ValueError, match=r"inputs are torch.float32 on cpu but parameter.*torch.float64"):
+        empirical_ntk(model, None, x.float())
+    with pytest.raises(ValueError, match="inputs hold NaN"):
+        empirical_ntk(model, None, x / 0)
+    with pytest.raises(ValueError, match=r"a batch \(n, ...\) with n >= 1, got shape \(64,\)"):
+        empirical_ntk(model, None, x[0])
+    with pytest.raises(ValueError, match=r"memory_bytes=1000 cannot hold one input.*at least"):
+        empirical_ntk(model, None, x, memory_bytes=1000)

@@ -1,0 +1,169 @@
+"""Infinite-width kernels against wide finite networks with their own errors, and against hand calculations."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ridgescope.models import CNN, MLP, conjugate_kernel, empirical_ntk, infinite_ntk
+from ridgescope.models.activations import ACTIVATIONS
+from ridgescope.models.kernels import infinite
+
+DRAWS = 24
+
+
+def mlp(generator, **options):
+    return MLP((36,), 2, **{"width": 256, "depth": 2, "bias_std": 0.3, "generator": generator, **options})
+
+
+def cnn(generator, **options):
+    options = {"width": 64, "depth": 3, "strides": (1, 2, 1), "bias_std": 0.3, "generator": generator, **options}
+    return CNN((1, 6, 6), 2, **options)
+
+
+def similar_inputs(inputs):
+    """Five inputs, of which two are close and two are equal."""
+    x = inputs(5, 36)
+    x[1] = x[0] + 0.3 * x[1]
+    x[2] = x[0]
+    return x
+
+
+def assert_is_the_limit(draws, limit, width):
+    draws = torch.stack(draws)
+    error = draws.std(0) / math.sqrt(DRAWS)
+    # 4 s.e. for 25 entries; and the mean itself is off by O(1/width), of the size of the kernel
+    assert ((draws.mean(0) - limit).abs() <= 4 * error + 2 * limit.diagonal().max() / width).all()
+
+
+@pytest.mark.parametrize("parameterisation", ["ntk", "mup", "standard"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_wide_networks_approach_the_limit(generator, inputs, make, activation, parameterisation):
+    x = similar_inputs(inputs)
+    options = {"activation": activation, "parameterisation": parameterisation}
+    nets = [make(generator, **options) for _ in range(DRAWS)]
+    limit = infinite_ntk(nets[0], x)
+    tangent = [empirical_ntk(net, None, x, form="trace") / net.kernel_scale for net in nets]
+    assert_is_the_limit(tangent, limit.ntk, nets[0].width)
+    # given the features, the outputs' covariance is this; mup's is 1/width of the ntk's, and so is its scale
+    readout, share = nets[0].readout, nets[0].kernel_scale if parameterisation == "mup" else 1.0
+    covariance = [
+        readout.weight_std**2 * readout.weight_scale**2 * net.features(x) @ net.features(x).T / share
+        + (readout.bias_scale * readout.bias_std) ** 2 / share
+        for net in nets
+    ]
+    assert_is_the_limit([one.detach() for one in covariance], limit.nngp, nets[0].width)
+
+
+def test_without_an_input_bias_the_first_layer_of_one_pixel_is_the_mlp(generator, inputs):
+    # on 1x1 images the window holds one pixel of nine: a CNN with weights three times as large is an MLP
+    x = inputs(4, 5)
+    narrow = {"width": 3, "depth": 1, "activation": "erf", "generator": generator}
+    ours = infinite_ntk(CNN((5, 1, 1), 1, **narrow), x)
+    theirs = infinite_ntk(MLP((5,), 1, **narrow), x / 3)
+    torch.testing.assert_close(ours.nngp, theirs.nngp)
+    torch.testing.assert_close(ours.ntk, theirs.ntk)
+
+
+def test_one_hidden_relu_layer_is_arc_cosine(generator, inputs):
+    x = inputs(6, 36)
+    cosine = (x @ x.T / 36).clamp(-1, 1)
+    angle = torch.acos(cosine.fill_diagonal_(1))
+    k1 = (angle.sin() + (math.pi - angle) * angle.cos()) / math.pi
+    k0 = (math.pi - angle) / math.pi
+    kernels = infinite_ntk(MLP((36,), 1, width=2, depth=1, generator=generator), x)
+    torch.testing.assert_close(kernels.nngp, k1, rtol=0, atol=1e-14)
+    torch.testing.assert_close(kernels.ntk, k1 + k0 * cosine, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_unit_variance_is_kept_through_any_depth(generator, inputs, activation):
+    net = MLP((36,), 1, width=2, depth=20, activation=activation, generator=generator)
+    diagonal = infinite_ntk(net, inputs(3, 36)).nngp.diagonal()
+    # for tanh and erf the fixed point is unstable in no direction: rounding only adds up
+    torch.testing.assert_close(diagonal, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-11)
+
+
+def test_mup_and_ntk_have_the_same_limit(generator, inputs):
+    x = inputs(4, 36)
+    one, other = (infinite_ntk(cnn(generator, parameterisation=p, width=7), x) for p in ("ntk", "mup"))
+    torch.testing.assert_close(one.ntk, other.ntk)
+    torch.testing.assert_close(one.nngp, other.nngp)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_tiles_and_cross_blocks_give_the_same_numbers(monkeypatch, generator, inputs, make, activation):
+    x = similar_inputs(inputs)
+    net = make(generator, activation=activation, width=4)
+    whole = infinite_ntk(net, x)
+    assert torch.equal(whole.ntk, whole.ntk.T)
+    pixels = 36 if make is cnn else 1
+    monkeypatch.setattr(infinite, "TILE_NUMBERS", 4 * pixels)  # tiles of two by two pairs, one row left over
+    tiled, cross = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:3])
+    for name in ("nngp", "ntk"):
+        ours = getattr(whole, name)
+        torch.testing.assert_close(getattr(tiled, name), ours, rtol=1e-12, atol=0)
+        torch.testing.assert_close(getattr(cross, name), ours[1:, :3], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernels_are_positive(generator, inputs, activation):
+    kernels = infinite_ntk(cnn(generator, activation=activation, width=4), inputs(20, 36))
+    for kernel in (kernels.nngp, kernels.ntk):
+        eigenvalues = torch.linalg.eigvalsh(kernel)
+        assert eigenvalues[0] > -20 * 2.3e-16 * eigenvalues[-1]  # rounding of a 20 x 20 matrix
+
+
+def test_repeated_inputs_have_equal_rows_across_blocks(generator, inputs):
+    # 3072 products of a long input round differently in each block; ReLU must not amplify that to 1e-8
+    x = inputs(40, 3072)
+    net = MLP((3072,), 1, width=2, depth=3, generator=generator)
+    kernel = infinite_ntk(net, x).ntk
+    copies = infinite_ntk(net, x, x.clone()).ntk
+    torch.testing.assert_close(copies.diagonal(), kernel.diagonal(), rtol=1e-12, atol=0)
+
+
+def test_float32_inputs_give_float64_kernels(generator, inputs):
+    x = inputs(3, 36)
+    kernels = infinite_ntk(mlp(generator, dtype=torch.float32), x.float())
+    assert kernels.ntk.dtype == torch.float64
+    torch.testing.assert_close(kernels.ntk, infinite_ntk(mlp(generator), x.float().double()).ntk)
+
+
+def test_conjugate_kernel_is_the_features_gram(generator, inputs):
+    x, y = inputs(5, 36), inputs(3, 36)
+    for net in (mlp(generator), cnn(generator, readout="pool", parameterisation="mup")):
+        scale, bias = net.readout.weight_scale**2, net.readout.bias_scale**2
+        expected = (scale * net.features(x) @ net.features(y).T + bias).detach()
+        torch.testing.assert_close(conjugate_kernel(net, None, x, y, batch=2), expected)
+        square = conjugate_kernel(net, None, x)
+        assert torch.equal(square, square.T)
+        torch.testing.assert_close(square, (scale * net.features(x) @ net.features(x).T + bias).detach())
+
+
+def test_conjugate_kernel_is_what_the_readout_adds_to_the_ntk(generator, inputs):
+    x = inputs(5, 36)
+    net = mlp(generator)
+    params = list(net.readout.parameters())
+    rows = torch.stack([
+        torch.cat([g.flatten() for g in torch.autograd.grad(out, params, retain_graph=True)])
+        for out in net(x)[:, 0]
+    ])  # fmt: skip
+    torch.testing.assert_close(conjugate_kernel(net, None, x), rows @ rows.T)
+
+
+def test_models_without_these_kernels_are_refused(generator, inputs):
+    x = inputs(3, 36)
+    with pytest.raises(ValueError, match=r'readout="pool" is not available yet; use readout="flatten"'):
+        infinite_ntk(cnn(generator, readout="pool"), x)
+    with pytest.raises(ValueError, match="exist for MLP and CNN, got Linear; use empirical_ntk"):
+        infinite_ntk(nn.Linear(36, 1), x)
+    with pytest.raises(ValueError, match=r"shape \(3, 36\) do not fit in_shape=\(5,\)"):
+        infinite_ntk(MLP((5,), 1, width=2, depth=1, generator=generator), x)
+    with pytest.raises(ValueError, match="inputs hold NaN"):
+        infinite_ntk(mlp(generator), x / 0)
+    with pytest.raises(ValueError, match="end it in a linear layer"):
+        conjugate_kernel(nn.Sequential(nn.Linear(36, 3), nn.ReLU()).double(), None, x)

@@ -1,0 +1,192 @@
+"""The commands as a user meets them: one line for each mistake, nothing measured is lost, all on real data."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from ridgescope.__main__ import main
+
+Outcome = tuple[int | str | None, str, str]
+
+# the smallest experiment that has every part: two architectures, two widths, two sizes, two ridges
+SWEEPS = "sweeps=['model=mlp model.width=24,48 data.train_size=10,20','model=cnn model.width=8 data.train_size=10,20']"
+COMMON = "common='data=digits data.pool_size=200 data.test_size=100 ridges=[1e-1,1e-2] num_seeds=3 num_draws=3'"
+
+
+def ridgescope(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ridgescope", *words], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
+    """A command in this process, in an empty folder: its status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Outcome:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["ridgescope", *words])
+        capsys.readouterr()
+        try:
+            status: int | str | None = main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("validated")
+    done = ridgescope("validate", "name=tiny", SWEEPS, COMMON, "infinite_draws=8", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "tiny", done
+
+
+@pytest.mark.slow
+def test_validate_trains_measures_and_reports(validated: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = validated
+    assert "about" in done.stderr  # the estimate, before it starts
+    assert "holds" in done.stdout
+    assert "report:" in done.stdout
+    networks = pd.read_parquet(folder / "report" / "networks.parquet")
+    assert len(networks) == 6 * 3 * 2
+    assert networks["converged"].all()
+    measured = ["network_test", "krr_test", "krr_final_test", "krr_last_test", "krr_trace_test", "infinite_test"]
+    measured += ["nngp_test", "theory_test", "theory_width_test", "kappa_entk", "kappa_risk", "inverse_width"]
+    measured += ["entk_gcv", "entk_loo", "kappa_trace", "kernel_movement", "infinite_heldout"]
+    assert networks[measured].notna().all().all()
+    # every number can be traced to its run
+    assert {path.name for path in (folder / "cells").iterdir()} == set(networks["run"])
+
+
+@pytest.mark.slow
+def test_links_that_must_hold_do_hold(validated: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    networks = pd.read_parquet(validated[0] / "report" / "networks.parquet")
+    wide = networks[(networks["model"] == "mlp") & (networks["width"] == 48) & (networks["ridge"] == 0.1)]
+    # lazy at alpha = 10 with a large ridge: the network is its kernel
+    assert ((wide["network_test"] / wide["krr_test"] - 1).abs() < 0.01).all()
+    # an average over 8 draws of 10 to 20 points: single draws scatter by 10 to 20 %
+    infinite = pd.read_parquet(validated[0] / "report" / "infinite.parquet")
+    ratio = (infinite["infinite_heldout"] / infinite["theory_test"]).mean()
+    assert ratio == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.slow
+def test_the_same_command_again_trains_and_measures_nothing(
+    validated: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = validated
+    before = {
+        path: path.stat().st_mtime_ns for part in ("cells", "measurements") for path in (folder / part).rglob("*")
+    }
+    table = pd.read_parquet(folder / "report" / "networks.parquet")
+    again = ridgescope("validate", "name=tiny", SWEEPS, COMMON, "infinite_draws=8", cwd=folder.parents[1])
+    assert again.returncode == 0, again.stderr
+    assert "6 cells, 6 done already" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "report" / "networks.parquet"), table)
+
+
+@pytest.mark.slow
+def test_analysis_refuses_another_format_and_damaged_files(
+    validated: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, call: Callable[..., Outcome]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(validated[0], copy)
+    shutil.rmtree(copy / "measurements")
+    cell = sorted((copy / "cells").iterdir())[0]
+    done = json.loads((cell / "done.json").read_text())
+    (cell / "done.json").write_text(json.dumps(done | {"format": 99}))
+    status, _, errors = call("analyse", f"folder={copy}")
+    assert status == 2
+    assert "has run format 99 but this version reads 1" in errors
+    (cell / "done.json").write_text(json.dumps(done))
+    weights = cell / "program-000.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    status, _, errors = call("analyse", f"folder={copy}")
+    assert status == 2
+    assert "the run is damaged" in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "unknown command 'trian'; choose one of"),
+        (["train", "model.width=0"], "width must be at least 1, got width=0"),
+        (["train", "data.train_size=5000"], "data.train_size=5000 > data.pool_size"),
+        (["train", "ridges=[-1]"], "ridge -1.0 is not possible; ridges are >= 0"),
+        (["train", "ridges=[0]", "model.width=2", "data.train_size=100"], "ridge 0 with P C = 1000 residuals"),
+        (["train", "+data.nois=1"], "unknown key data.nois"),
+        (["train", "data=nope"], "Could not find 'data/nope'"),
+        (["train", "model.width=wide"], "could not be converted to Integer"),
+        (["train", "dtype=float8"], "dtype='float8' is unknown; choose float64 or float32"),
+        (["train", "data=cifar10", "data.root=nowhere"], "data.root=nowhere is not a folder"),
+        (["train", "model.activation=swish"], "activation='swish' is unknown; choose one of"),
+        (["train", "memory=lots"], "memory='lots' is not a size"),
+        (["analyse", "folder=runs/none"], "runs/none holds no cells"),
+        (["validate", "experiment=none"], "Could not find 'experiment/none'"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_one_line_and_status_2(words: list[str], message: str, call: Callable[..., Outcome]) -> None:
+    status, _, errors = call(*words)
+    assert status == 2
+    lines = [line for line in errors.strip().splitlines() if not line.startswith("training ")]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("ridgescope: error: ")
+    assert message in lines[0]
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_record(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    words = ["optimiser=sgd", "optimiser.learning_rate=1e6", "model.width=8", "data.train_size=20", "max_steps=300"]
+    status, _, errors = call("train", *words)
+    assert status == 2
+    assert "diverged to a non-finite loss; lower optimiser.learning_rate" in errors
+    cell = next((tmp_path / "runs" / "runs" / "cells").iterdir())
+    members = json.loads((cell / "program-000.json").read_text())
+    assert {member["status"] for member in members} == {"diverged"}
+
+
+def test_a_multirun_goes_through_hydra(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    words = ["name=sweep", "model.width=16,24", "data.train_size=10", "ridges=[1e-1]", "num_seeds=1", "num_draws=1"]
+    status, _, errors = call("train", "-m", *words)
+    assert status == 0, errors
+    cells = sorted((tmp_path / "runs" / "sweep" / "cells").iterdir())
+    assert ["-w16-" in cells[0].name, "-w24-" in cells[1].name] == [True, True]
+    assert all((cell / "done.json").is_file() for cell in cells)
+
+
+def test_a_users_own_network_and_config_folder_work(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mynet.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, in_shape, num_outputs, generator, dtype, width):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(generator.initial_seed() % 2**31)\n"
+        "        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width, dtype=dtype),\n"
+        "            torch.nn.Tanh(), torch.nn.Linear(width, num_outputs, dtype=dtype))\n"
+        "    def forward(self, x):\n"
+        "        return self.body(x)\n"
+    )
+    (tmp_path / "myconf" / "model").mkdir(parents=True)
+    (tmp_path / "myconf" / "model" / "mine.yaml").write_text("_target_: mynet.Net\nwidth: 40\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    size = ["data.train_size=10", "data.pool_size=100", "data.test_size=50", "num_seeds=2", "num_draws=2"]
+    status, _, errors = call("train", "--config-dir", "myconf", "model=mine", *size, "ridges=[1e-1]")
+    assert status == 0, errors
+    status, _, errors = call("analyse", "folder=runs/runs")
+    assert status == 0, errors
+    assert "no infinite-width theory for net" in errors
+    networks = pd.read_parquet(tmp_path / "runs" / "runs" / "report" / "networks.parquet")
+    assert networks["krr_test"].notna().all()
+    assert networks["theory_test"].isna().all()

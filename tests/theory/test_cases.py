@@ -1,0 +1,87 @@
+"""The reference cases (100-digit arithmetic), and the command that checks them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ridgescope.theory.__main__ import main
+from ridgescope.theory.cases import QUANTITIES, deviation, solve_case
+
+FILE = Path(__file__).with_name("oracle_public.json")
+CASES = json.loads(FILE.read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['id']} {case['note']}")
+def test_every_output_agrees_with_the_reference(case: dict) -> None:
+    result = solve_case(case)
+    assert set(case["expected"]) == set(QUANTITIES)
+    worst = {name: deviation(result[name], case["expected"][name]) for name in QUANTITIES}
+    assert max(worst.values()) < 1e-12, worst
+
+
+def test_the_command_writes_every_case_in_order(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "ridgescope.theory", str(FILE), "--out", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "kappa1" in run.stderr
+    written = json.loads(out.read_text())
+    assert [entry["id"] for entry in written] == [case["id"] for case in CASES]
+    infinite = next(entry for entry in written if entry["id"] == "p038")["result"]
+    assert (infinite["test"], infinite["var_XF"]) == ("inf", None)
+    assert written[0]["result"]["kappa1"] == solve_case(CASES[0])["kappa1"]  # full precision survives the file
+
+
+def test_the_command_fails_on_a_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {**CASES[0], "expected": {"test": "1.0"}}
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps([wrong]))
+    assert main([str(file)]) == 1
+    assert "test        worst deviation" in capsys.readouterr().err
+
+
+def test_the_command_needs_no_expectation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps([{key: value for key, value in CASES[0].items() if key != "expected"}]))
+    assert main([str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "p000"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lam": "-1"}, "ridge must be finite and >= 0, got -1"),
+        ({"spectrum": {"type": "comb"}}, "spectrum type 'comb' is unknown"),
+        ({"target": {"type": "comb"}}, "target type 'comb' is unknown"),
+        ({"P": "0"}, "the size of Samples must be > 0"),
+    ],
+)
+def test_the_command_names_a_bad_case(
+    change: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps([{**CASES[0], **change}]))
+    assert main([str(file)]) == 2
+    assert f"case p000: ValueError: {message}" in capsys.readouterr().err
+
+
+def test_the_command_refuses_what_is_no_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cases.json"
+    file.write_text("[3]")
+    assert main([str(file)]) == 2
+    file.write_text("{}")
+    assert main([str(file)]) == 2
+    assert "not a file of cases" in capsys.readouterr().err
+
+
+def test_deviations_tell_kinds_apart() -> None:
+    assert deviation(math.nan, None) == 0
+    assert deviation(1.0, None) == math.inf
+    assert deviation(math.inf, "inf") == 0
+    assert deviation(1.0, "inf") == math.inf
+    assert deviation(math.nan, "1.0") == math.inf
+    assert deviation(1e-13, "0") == pytest.approx(1e-12)
+    assert deviation(1.1, "1.0") == pytest.approx(0.1)

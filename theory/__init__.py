@@ -1,0 +1,131 @@
+"""Random-matrix theory of ridge regression on kernels and random features, as pure float64 functions."""
+
+from ridgescope.theory.curves import (
+    optimal_ridge,
+    tuned_learning_curve,
+)
+from ridgescope.theory.estimators import (
+    KappaEstimate,
+    KernelRidgeFit,
+    ResolventEstimate,
+    kappa_from_risks,
+    kernel_ridge,
+    resolvent_estimate,
+)
+from ridgescope.theory.gradient_flow import (
+    FlowRisks,
+    KernelFlow,
+    flow_risks,
+    kernel_flow,
+)
+from ridgescope.theory.learnability import (
+    Learned,
+    learned_modes,
+)
+from ridgescope.theory.modes import (
+    ModeEstimate,
+    kappa_from_heldout,
+    kappa_from_modes,
+)
+from ridgescope.theory.pool import (
+    PoolEstimator,
+    PoolPrediction,
+    pool_estimator,
+)
+from ridgescope.theory.power_laws import (
+    Diagnosis,
+    Scaling,
+    diagnose,
+    power_law_bias,
+    power_law_constant,
+    power_law_kappa,
+    scaling_regimes,
+)
+from ridgescope.theory.renormalisation import (
+    AdditiveNoise,
+    Chain,
+    Features,
+    Pool,
+    Renormalised,
+    Samples,
+    Source,
+    renormalise,
+)
+from ridgescope.theory.risks import (
+    Risks,
+    centred_risks,
+    risks,
+    risks_at,
+)
+from ridgescope.theory.spectra import (
+    Spectrum,
+    Target,
+    compressed_power_law,
+    gaussian_equivalent,
+    geometric,
+    power_law,
+    power_law_target,
+)
+from ridgescope.theory.table import (
+    KappaTable,
+)
+from ridgescope.theory.width import (
+    WidthEstimate,
+    effective_width,
+    effective_width_from_population,
+    log_kappa_errors,
+)
+
+__all__ = [
+    "AdditiveNoise",
+    "Chain",
+    "Diagnosis",
+    "Features",
+    "FlowRisks",
+    "KappaEstimate",
+    "KappaTable",
+    "KernelFlow",
+    "KernelRidgeFit",
+    "Learned",
+    "ModeEstimate",
+    "Pool",
+    "PoolEstimator",
+    "PoolPrediction",
+    "Renormalised",
+    "ResolventEstimate",
+    "Risks",
+    "Samples",
+    "Scaling",
+    "Source",
+    "Spectrum",
+    "Target",
+    "WidthEstimate",
+    "centred_risks",
+    "compressed_power_law",
+    "diagnose",
+    "effective_width",
+    "effective_width_from_population",
+    "flow_risks",
+    "gaussian_equivalent",
+    "geometric",
+    "kappa_from_heldout",
+    "kappa_from_modes",
+    "kappa_from_risks",
+    "kernel_flow",
+    "kernel_ridge",
+    "learned_modes",
+    "log_kappa_errors",
+    "optimal_ridge",
+    "pool_estimator",
+    "power_law",
+    "power_law_bias",
+    "power_law_constant",
+    "power_law_kappa",
+    "power_law_target",
+    "renormalise",
+    "resolvent_estimate",
+    "risks",
+    "risks_at",
+    "scaling_regimes",
+    "tuned_learning_curve",
+]

@@ -1,0 +1,313 @@
+"""One cell: a folder that holds an ensemble's data splits, weights, certificates and provenance.
+
+    config.yaml  splits.json  splits.safetensors  environment.json  metrics.csv
+    initial.safetensors    parameters (S, ...) of each seed
+    program-000.safetensors, program-000.json     final parameters (E, ...) and certificate of each member
+    done.json              written last; a cell without it is not finished
+
+The folder's name ends in a hash of the resolved config: another config is another folder, and nothing that is
+finished is ever written again. A program that finished before an interruption is kept.
+"""
+
+import csv
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ridgescope.train.data import PreparedData, RidgeData
+from ridgescope.train.ensemble import (
+    FlatNetwork,
+    NetworkFactory,
+    design_members,
+    initialise,
+    members_per_program,
+    split_programs,
+)
+from ridgescope.train.errors import UserError
+from ridgescope.train.files import read_json, write_json, write_tensors, write_text
+from ridgescope.train.optimisers import OptimiserFactory
+from ridgescope.train.progress import LINE_EVERY, say
+from ridgescope.train.provenance import environment
+from ridgescope.train.training import EnsembleTraining, Status
+
+FORMAT = 1  # of the folder; analysis refuses any other
+
+
+def train_cell(
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    data: PreparedData,
+    factory: NetworkFactory,
+    optimiser: OptimiserFactory,
+    ridges: Sequence[float],
+    num_seeds: int,
+    design: str,
+    seed: int,
+    alpha: float,
+    batch_size: int | None,
+    max_steps: int,
+    tolerance: float,
+    dtype: torch.dtype,
+    accelerator: str,
+    memory: int,
+    logger: WandbLogger | None = None,
+) -> dict[str, Any]:
+    """Train every member of a cell and write the folder; returns the content of ``done.json``.
+
+    A finished cell returns at once. Raises ``UserError`` for impossible settings, or when every member diverged.
+    """
+    _check(ridges, num_seeds, alpha, max_steps, tolerance)
+    if is_done(folder):
+        return read_json(folder / "done.json")
+    with _locked(folder):
+        started = time.monotonic()
+        seeds = [seed + i for i in range(num_seeds)]
+        network, initial = initialise(
+            factory, in_shape=data.in_shape, num_outputs=data.num_outputs, seeds=seeds, dtype=dtype
+        )
+        num_draws, num_samples = data.splits.train.shape
+        residuals = num_samples * data.num_outputs
+        if min(ridges) == 0 and residuals >= network.num_parameters:
+            raise UserError(
+                f"ridge 0 with P C = {residuals} residuals >= {network.num_parameters} parameters has no interpolating "
+                f"optimum; use a positive ridge, a wider network, or a smaller train_size"
+            )
+        _describe(folder, config, data, network, initial)
+        members = design_members(design, seeds, num_draws, ridges)
+        cost = optimiser.bytes_per_member(network.num_parameters, residuals, initial.element_size())
+        programs = split_programs(members, members_per_program(cost, memory))
+        for index, program in enumerate(programs):
+            if (folder / f"program-{index:03d}.json").exists():
+                continue
+            rows = initial[[seeds.index(m.seed) for m in program]]
+            module = RidgeData(data, batch_size=batch_size, seed=seed)
+            training = EnsembleTraining(
+                network,
+                rows,
+                program,
+                inputs=module.inputs,
+                targets=module.targets,
+                alpha=alpha,
+                optimiser=optimiser,
+                batch_size=batch_size,
+                tolerance=tolerance,
+            )
+            fit(training, module, max_steps, accelerator, logger, folder / "metrics.csv", index)
+            _save_program(folder, index, training)
+        return _finish(folder, len(programs), time.monotonic() - started)
+
+
+def fit(
+    training: EnsembleTraining,
+    data: RidgeData,
+    max_steps: int,
+    accelerator: str,
+    logger: WandbLogger | None,
+    metrics: Path,
+    program: int = 0,
+) -> None:
+    """One Lightning fit of one program."""
+    trainer = L.Trainer(
+        max_steps=max_steps,
+        max_epochs=-1,
+        accelerator=accelerator,
+        devices=1,
+        logger=logger if logger is not None else False,
+        callbacks=[MetricsFile(metrics, program), PlainProgress(max_steps)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        barebones=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(training, data)
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / "done.json").is_file()
+
+
+class MetricsFile(L.Callback):
+    """Appends one row per member to ``metrics.csv``; a restart adds rows with a higher ``restart``, never fewer."""
+
+    columns = (
+        "restart",
+        "program",
+        "step",
+        "member",
+        "loss",
+        "train_risk",
+        "optimality_gap",
+        "active",
+        "seconds",
+    )
+
+    def __init__(self, path: Path, program: int, every: int = 10) -> None:
+        self.path, self.program, self.every = path, program, every
+
+    def on_fit_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
+        self.start, self.restart = time.monotonic(), 0
+        if self.path.exists():
+            with self.path.open() as handle:
+                rows = [int(row["restart"]) for row in csv.DictReader(handle) if row["program"] == str(self.program)]
+            self.restart = max(rows, default=-1) + 1
+        else:
+            self._append([self.columns])
+
+    def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0 or trainer.should_stop:
+            self._record(trainer, training)
+
+    def on_train_end(self, trainer: L.Trainer, training: L.LightningModule) -> None:
+        self._record(trainer, training)
+
+    def _record(self, trainer: L.Trainer, training: L.LightningModule) -> None:
+        assert isinstance(training, EnsembleTraining)
+        seconds = f"{time.monotonic() - self.start:.3f}"
+        columns = (training.losses, training.fits, training.gaps, training.active)
+        values = zip(*(column.tolist() for column in columns), strict=True)
+        self._append(
+            [
+                (
+                    self.restart,
+                    self.program,
+                    trainer.global_step,
+                    e,
+                    f"{a!r}",
+                    f"{b!r}",
+                    f"{c!r}",
+                    int(d),
+                    seconds,
+                )
+                for e, (a, b, c, d) in enumerate(values)
+            ]
+        )
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(
+                {
+                    "train/loss": float(training.losses.median()),
+                    "train/risk": float(training.fits.median()),
+                    "train/optimality_gap": float(training.gaps.max()),
+                    "train/active_members": float(training.active.sum()),
+                    "trainer/global_step": float(trainer.global_step),
+                }
+            )
+
+    def _append(self, rows: Sequence[Sequence[object]]) -> None:
+        with self.path.open("a", newline="") as handle:
+            csv.writer(handle).writerows(rows)
+
+
+class PlainProgress(L.Callback):
+    """A line every half minute; most programs finish before the first."""
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
+        if time.monotonic() - self.last >= LINE_EVERY:
+            assert isinstance(training, EnsembleTraining)
+            self.last = time.monotonic()
+            say(
+                f"  step {trainer.global_step} of at most {self.max_steps}: {int(training.active.sum())} of "
+                f"{len(training.members)} members still training, largest gap {float(training.gaps.max()):.1e}"
+            )
+
+
+def _check(ridges: Sequence[float], num_seeds: int, alpha: float, max_steps: int, tolerance: float) -> None:
+    if not ridges:
+        raise UserError("ridges=[] trains nothing; give at least one, e.g. ridges=[1e-3]")
+    for ridge in ridges:
+        if not 0 <= ridge < float("inf"):
+            raise UserError(f"ridge {ridge} is not possible; ridges are >= 0 and finite")
+    if len(set(ridges)) != len(ridges):
+        raise UserError(f"ridges={list(ridges)} names one twice; leave one out")
+    if num_seeds < 1:
+        raise UserError(f"num_seeds={num_seeds} trains nothing; choose at least 1")
+    for name, value in (("alpha", alpha), ("max_steps", max_steps), ("tolerance", tolerance)):
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name}={value} must be positive and finite")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process per cell; the lock dies with its process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {folder} ({error.strerror}); choose output=FOLDER") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is being trained by another process; wait for it or stop it") from None
+        yield
+
+
+def _describe(folder: Path, config: dict[str, Any], data: PreparedData, network: FlatNetwork, initial: Tensor) -> None:
+    """Everything known before training; a restart must find the same."""
+    hashes = data.splits.hashes()
+    previous = folder / "splits.json"
+    if previous.exists() and read_json(previous)["hashes"] != hashes:
+        raise UserError(f"{folder} was begun with other splits; delete the folder or choose another output")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_json(previous, {"hashes": hashes, "seed": config["data"]["seed"]})
+    write_tensors(
+        folder / "splits.safetensors",
+        {name: getattr(data.splits, name) for name in ("pool", "test", "train")},
+    )
+    write_json(folder / "environment.json", environment())
+    write_tensors(folder / "initial.safetensors", network.unflatten(initial))
+
+
+def _save_program(folder: Path, index: int, training: EnsembleTraining) -> None:
+    write_tensors(folder / f"program-{index:03d}.safetensors", training.network.unflatten(training.theta.detach()))
+    columns = zip(
+        training.members,
+        training.statuses(),
+        training.steps.tolist(),
+        training.gaps.tolist(),
+        training.losses.tolist(),
+        training.fits.tolist(),
+        strict=True,
+    )
+    write_json(
+        folder / f"program-{index:03d}.json",
+        [
+            asdict(member) | {"status": status, "steps": steps, "optimality_gap": gap, "loss": loss, "train_risk": fit_}
+            for member, status, steps, gap, loss, fit_ in columns
+        ],
+    )
+
+
+def _finish(folder: Path, num_programs: int, seconds: float) -> dict[str, Any]:
+    members = [m for i in range(num_programs) for m in read_json(folder / f"program-{i:03d}.json")]
+    count = {status: sum(m["status"] == status for m in members) for status in get_args(Status)}
+    done = {
+        "format": FORMAT,
+        "programs": num_programs,
+        "seconds": round(seconds, 3),
+        "members": len(members),
+    } | count
+    write_json(folder / "done.json", done)
+    if count["diverged"] == len(members):
+        raise UserError(
+            f"every member of {folder.name} diverged to a non-finite loss; lower optimiser.learning_rate, or use "
+            f"optimiser=kernel_lbfgs"
+        )
+    return done

@@ -1,0 +1,62 @@
+"""Files that are never half written: a temporary neighbour, flushed to disk, then renamed over the name."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ridgescope.train.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """``write(temporary)`` and rename; readers see the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); free space or choose output=FOLDER"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    detached = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(detached, temporary))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}); the run is damaged: delete its folder and run it again"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """safetensors only: nothing that is loaded can run code."""
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own type for a truncated file
+        raise UserError(
+            f"cannot read {path} ({error}); the run is damaged: delete its folder and run it again"
+        ) from error

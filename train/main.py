@@ -1,0 +1,140 @@
+"""``ridgescope train``: one cell, or with ``-m`` a Hydra multirun of cells."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ridgescope.train.cell import is_done, train_cell
+from ridgescope.train.config import cell_hash, cell_name, checked, parse_memory, register
+from ridgescope.train.data import prepare_data
+from ridgescope.train.errors import UserError
+from ridgescope.train.files import write_json
+from ridgescope.train.progress import duration, say
+from ridgescope.train.wandb_logging import finish, make_logger
+
+_PASSED_ON = ("ridges", "num_seeds", "design", "seed", "alpha", "batch_size", "max_steps", "tolerance", "accelerator")
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def one_line_errors(command: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """A mistake ends a command as one line and status 2, before Hydra can add its own account of it.
+
+    In a multirun it is raised, so that the other cells go on.
+    """
+
+    @wraps(command)
+    def wrapped(config: DictConfig) -> None:
+        try:
+            command(config)
+        except UserError as error:
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise
+            say(f"ridgescope: error: {error}")
+            raise SystemExit(2) from error
+
+    return wrapped
+
+
+def quiet() -> None:
+    """Lightning and wandb announce themselves at every fit; a sweep has hundreds."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    torch.set_float32_matmul_precision("highest")
+
+
+def cell_folder(config: dict[str, Any]) -> Path:
+    return Path(config["output"]) / config["name"] / "cells" / cell_name(config)
+
+
+def run_cell(config: DictConfig) -> Path:
+    """Train the cell that ``config`` describes, unless it is done; returns its folder.
+
+    A failure leaves ``failed.json`` with its first line in the folder and is raised again.
+    """
+    plain = checked(config)
+    folder = cell_folder(plain)
+    if is_done(folder):
+        return folder
+    try:
+        _train(plain, folder)
+    except UserError as error:
+        if folder.is_dir():
+            write_json(folder / "failed.json", {"error": str(error)})
+        raise
+    (folder / "failed.json").unlink(missing_ok=True)
+    return folder
+
+
+def _train(plain: dict[str, Any], folder: Path) -> None:
+    if plain["dtype"] not in _DTYPES:
+        raise UserError(f"dtype={plain['dtype']!r} is unknown; choose float64 or float32")
+    dtype = _DTYPES[plain["dtype"]]
+    memory = parse_memory(plain["memory"])
+    try:
+        factory = instantiate(plain["model"], _partial_=True)
+        optimiser = instantiate(plain["optimiser"])
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"cannot make {plain['model'].get('_target_')} or its optimiser: {reason}") from error
+    data = prepare_data(**plain["data"], num_draws=plain["num_draws"], dtype=dtype)
+    wandb = plain["logging"]
+    logger = make_logger(
+        folder,
+        mode=wandb["wandb"],
+        project=wandb["project"],
+        entity=wandb["entity"],
+        group=plain["name"],
+        job_type="train",
+        name=folder.name,
+        run_id=f"{plain['name']}-{cell_hash(plain)}",
+        tags=wandb["tags"],
+        config=plain,
+    )
+    try:
+        train_cell(
+            folder,
+            config=plain,
+            data=data,
+            factory=factory,
+            optimiser=optimiser,
+            dtype=dtype,
+            memory=memory,
+            logger=logger,
+            **{key: plain[key] for key in _PASSED_ON},
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # a network that refuses its arguments says so in one line
+        raise UserError(str(error)) from error
+    finally:
+        finish(logger)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="train")
+@one_line_errors
+def main(config: DictConfig) -> None:
+    quiet()
+    folder = cell_folder(checked(config))
+    if is_done(folder):
+        say(f"{folder} is done already")
+        return
+    say(f"training {folder}")
+    start = time.monotonic()
+    run_cell(config)
+    say(f"done in {duration(time.monotonic() - start)}: {os.path.relpath(folder)}")
+
+
+register()
