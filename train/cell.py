@@ -86,6 +86,9 @@ def train_cell(
         _describe(folder, config, data, network, initial)
         members = design_members(design, seeds, num_draws, ridges)
         cost = optimiser.bytes_per_member(network.num_parameters, residuals, initial.element_size())
+        one = network.activation_bytes(initial[:1].clone(), data.pool_inputs[:1][None])
+        # kept for a backward pass, and about as much again in its temporaries and in a forward derivative
+        cost += 3 * one * (batch_size or num_samples)
         programs = split_programs(members, members_per_program(cost, memory))
         for index, program in enumerate(programs):
             if (folder / f"program-{index:03d}.json").exists():
@@ -128,7 +131,6 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        barebones=False,
         log_every_n_steps=1,
     )
     trainer.fit(training, data)

@@ -5,12 +5,13 @@ The predictor of a member is ``f = alpha (h(theta) - h(theta_0))`` with laziness
 Bach 2019, arXiv:1812.07956): alpha -> infinity is kernel regression with the kernel at initialisation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, vmap
 
 from ridgescope.train.data import hash_seed
@@ -80,6 +81,20 @@ class FlatNetwork:
 
         return vmap(one)(self.unflatten(theta), inputs)
 
+    def activation_bytes(self, theta: Tensor, inputs: Tensor) -> int:
+        """What autograd keeps for the backward pass of one member (1, p) on one input (1, 1, ...)."""
+        kept = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            # the parameters are kept by reference, once for all inputs
+            kept += tensor.numel() * tensor.element_size() if tensor.numel() not in self.sizes else 0
+            return tensor
+
+        with saved_tensors_hooks(count, lambda tensor: tensor):
+            self.outputs(theta.requires_grad_(), inputs)
+        return kept
+
 
 def initialise(
     factory: NetworkFactory,
@@ -116,6 +131,3 @@ def split_programs(members: Sequence[Member], size: int) -> list[list[Member]]:
     fit, because they share the kernel at initialisation."""
     ordered = sorted(members, key=lambda m: (m.seed, m.draw))
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
-Closure = Callable[[], Tensor]
