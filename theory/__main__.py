@@ -19,6 +19,14 @@ def _encoded(value: float) -> float | str | None:
     return "inf" if math.isinf(value) else value
 
 
+def _loaded(file: Path) -> list[Any]:
+    loaded = json.loads(file.read_text(encoding="utf-8"))
+    cases = loaded.get("cases") if isinstance(loaded, dict) else loaded
+    if not isinstance(cases, list):
+        raise ValueError(f"found {type(cases).__name__} where the list of cases should be")
+    return cases
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Return 0, 1 where a deviation exceeds the tolerance, 2 where the file cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m ridgescope.theory", description=__doc__)
@@ -26,18 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the results here instead of standard output")
     options = parser.parse_args(arguments)
     try:
-        loaded: Any = json.loads(options.cases.read_text())
-        cases = loaded["cases"] if isinstance(loaded, dict) else loaded
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        print(f"{options.cases}: not a file of cases ({error!r})", file=sys.stderr)
+        cases = _loaded(options.cases)
+    except (OSError, ValueError) as error:  # broken JSON and broken text are ValueErrors
+        print(f"{options.cases}: not a file of cases ({error}); pass a JSON list of cases", file=sys.stderr)
         return 2
     results = []
-    for case in cases:
+    for index, case in enumerate(cases):
         try:
             results.append(solve_case(case))
-        except (KeyError, TypeError, ValueError) as error:
-            name = case.get("id", "?") if isinstance(case, dict) else "?"
-            print(f"case {name}: {type(error).__name__}: {error}", file=sys.stderr)
+        except (ValueError, RuntimeError) as error:  # RuntimeError: out of memory
+            name = case.get("id", f"number {index}") if isinstance(case, dict) else f"number {index}"
+            print(f"case {name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
             return 2
     pairs = zip(cases, results, strict=True)
     answer = [{"id": case.get("id"), "result": {k: _encoded(v) for k, v in r.items()}} for case, r in pairs]
@@ -45,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is None:
         print(text)
     else:
-        options.out.write_text(text + "\n")
+        try:
+            options.out.write_text(text + "\n")
+        except OSError as error:
+            print(f"{options.out}: cannot be written ({error.strerror}); pass another --out", file=sys.stderr)
+            return 2
     return _report(worst_deviations(cases, results))
 
 

@@ -12,6 +12,8 @@ Real = Number | Tensor
 
 def as_float64(name: str, value: Real | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     """``value`` as a float64 tensor; single precision is refused because digits are already lost."""
+    if hasattr(value, "dtype"):  # arrays keep their precision, so that single precision is noticed
+        value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.dtype != torch.float64:
             raise ValueError(f"{name} has dtype {value.dtype}, which loses digits; build it in torch.float64")
@@ -19,12 +21,12 @@ def as_float64(name: str, value: Real | Sequence[float] | Sequence[Sequence[floa
     return torch.tensor(value, dtype=torch.float64)
 
 
-def nonnegative(name: str, value: Tensor) -> Tensor:
+def nonnegative(name: str, value: Tensor, fix: str = "clip or drop such entries") -> Tensor:
     """``value`` if every entry is finite and >= 0."""
     bad = ~(torch.isfinite(value) & (value >= 0))
     if bool(bad.any()):
         worst = value.detach()[bad].reshape(-1)[0].item()
-        raise ValueError(f"{name} must be finite and >= 0, got {worst:g}; clip or drop such entries")
+        raise ValueError(f"{name} must be finite and >= 0, got {worst:g}; {fix}")
     return value
 
 

@@ -178,10 +178,14 @@ def renormalise(spectrum: Spectrum, chain: Source, ridge: Real) -> Renormalised:
         if isinstance(source, AdditiveNoise):
             spectrum = spectrum.with_bulk(source.trace)
     device = spectrum.eta.device
-    lam = nonnegative("ridge", as_float64("ridge", ridge)).to(device)
+    lam = nonnegative("ridge", as_float64("ridge", ridge), "pass the lam of the loss, 0 for ridgeless").to(device)
     sized = [source for source in sources if isinstance(source, _Sized)]
     raw = [as_float64("size", source.size).to(device) for source in sized]
-    lam, *raw = torch.broadcast_tensors(lam, *raw)
+    try:
+        lam, *raw = torch.broadcast_tensors(lam, *raw)
+    except RuntimeError:
+        shapes = [tuple(value.shape) for value in (lam, *raw)]
+        raise ValueError(f"ridge and sizes have shapes {shapes}; pass shapes that broadcast to one grid") from None
     pools = [size for source, size in zip(sized, raw, strict=True) if isinstance(source, Pool)]
     finite = [size for source, size in zip(sized, raw, strict=True) if not isinstance(source, Pool)]
     stack = torch.stack([size.reshape(-1) for size in finite] or [torch.full_like(lam.reshape(-1), math.inf)])

@@ -104,7 +104,8 @@ class Target:
     def __post_init__(self) -> None:
         power = nonnegative("target power", as_float64("target power", self.power))
         object.__setattr__(self, "power", power)
-        object.__setattr__(self, "noise", nonnegative("noise", as_float64("noise", self.noise)).to(power.device))
+        noise = nonnegative("noise", as_float64("noise", self.noise), "pass a variance").to(power.device)
+        object.__setattr__(self, "noise", noise)
 
     @property
     def c2(self) -> Float[Tensor, " modes"]:

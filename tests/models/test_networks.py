@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ridgescope.models import CNN, MLP, empirical_ntk
+from ridgescope.models import CNN, MLP, ScaledConv2d, empirical_ntk
 from ridgescope.models.activations import ACTIVATIONS
 
 PARAMETERISATIONS = ["ntk", "mup", "standard"]
@@ -184,3 +184,11 @@ def test_bad_shapes_are_named(generator):
         MLP((0,), 1, width=4, depth=1, generator=generator)
     with pytest.raises(ValueError, match=r"shape \(2, 63\) do not fit in_shape=\(64,\)"):
         mlp(4, generator)(torch.ones(2, 63, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 8), (2, 7), (3, 8)])
+def test_the_float64_convolution_is_torchs(generator, stride, size):
+    layer = ScaledConv2d(3, 5, 0.7, 0.2, stride=stride, generator=generator)
+    x = torch.randn(4, 3, size, size, generator=generator, dtype=torch.float64)
+    expected = 0.7 * torch.nn.functional.conv2d(x, layer.weight, stride=stride, padding=1)
+    torch.testing.assert_close(layer(x), expected + 0.2 * layer.bias[:, None, None])

@@ -57,6 +57,16 @@ def test_the_command_needs_no_expectation(tmp_path: Path, capsys: pytest.Capture
         ({"spectrum": {"type": "comb"}}, "spectrum type 'comb' is unknown"),
         ({"target": {"type": "comb"}}, "target type 'comb' is unknown"),
         ({"P": "0"}, "the size of Samples must be > 0"),
+        ({"P": None}, "P=None is not a number; write digits"),
+        ({"widths": 5}, "widths=5 is not a list"),
+        ({"target": {"type": "list", "c2": ["1"]}}, "target power has shape (1,), but the spectrum has"),
+        ({"spectrum": {"type": "list", "values": ["1", "-0.5"]}}, "eigenvalues must be finite and >= 0, got -0.5"),
+        ({"spectrum": {"type": "list", "values": ["1", "nan"]}}, "eigenvalues must be finite and >= 0, got nan"),
+        ({"spectrum": "powerlaw"}, "'powerlaw' stands where a mapping with 'type' is needed"),
+        ({"spectrum": {"type": "powerlaw", "D": 5, "alpha": "1"}}, "'scale' is missing beside 'type', 'D', 'alpha'"),
+        ({"spectrum": {"type": "powerlaw", "D": 1e14, "alpha": "1", "scale": "1"}}, "D=1e+14 must be a whole number"),
+        ({"expected": {"risk": "1"}}, "expected names 'risk', which is no output"),
+        ({"expected": [1]}, "expected=[1] is no mapping"),
     ],
 )
 def test_the_command_names_a_bad_case(
@@ -68,13 +78,19 @@ def test_the_command_names_a_bad_case(
     assert f"case p000: ValueError: {message}" in capsys.readouterr().err
 
 
-def test_the_command_refuses_what_is_no_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", ["[3]", "{}", "null", '{"cases": 3}', '[{"id": ', "", "\udcff"])
+def test_the_command_refuses_what_is_no_case(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cases.json"
-    file.write_text("[3]")
+    file.write_text(text, errors="surrogateescape")
     assert main([str(file)]) == 2
-    file.write_text("{}")
-    assert main([str(file)]) == 2
-    assert "not a file of cases" in capsys.readouterr().err
+    message = capsys.readouterr().err.splitlines()
+    assert len(message) == 1
+    assert "not a file of cases" in message[0] or "case number 0: ValueError: 3 stands where" in message[0]
+
+
+def test_the_command_names_a_place_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(FILE), "--out", str(tmp_path / "none" / "results.json")]) == 2
+    assert "results.json: cannot be written (No such file or directory)" in capsys.readouterr().err
 
 
 def test_deviations_tell_kinds_apart() -> None:

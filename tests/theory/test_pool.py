@@ -1,11 +1,22 @@
 """The pool estimator: exact at P = M, unbiased on Gaussian data, refused where it would guess."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 
-from ridgescope.theory import PoolEstimator, Samples, Spectrum, Target, kernel_ridge, pool_estimator, power_law, risks
+from ridgescope.theory import (
+    Features,
+    PoolEstimator,
+    Samples,
+    Spectrum,
+    Target,
+    kernel_ridge,
+    pool_estimator,
+    power_law,
+    risks,
+)
 
 NOISE = 0.05
 
@@ -74,6 +85,35 @@ def test_it_predicts_subsets_of_its_own_pool(pool: tuple, assert_mean: Callable)
         dual = kernel_ridge(gram[train][:, train], labels[train], 1e-3).dual
         measured.append(float((gram[rest][:, train] @ dual - labels[rest]).square().mean()))
     assert_mean(measured, estimator.predict(150, 1e-3).test, 0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("p", "n"), [(150, 100), (150, 300)])
+def test_it_predicts_random_features_on_subsets_of_the_pool(
+    p: int, n: int, population: tuple, draw: Callable, assert_mean: Callable
+) -> None:
+    """Both forms agree on Gaussian data; ratios to the prediction, one for each of 8 pools."""
+    m, ridge, naive = 500, 1e-3, []
+    ratios: dict[Literal["gcv", "loo"], list[float]] = {"gcv": [], "loo": []}
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        data = draw(*population, m, NOISE, generator)
+        estimator = pool_estimator(data.gram, data.labels)
+        measured = 0.0
+        for _ in range(20):
+            order = torch.randperm(m, generator=generator)
+            weights = torch.randn(data.features.shape[1], n, generator=generator, dtype=torch.float64)
+            z, y = data.features[order] @ weights / n**0.5, data.labels[order]
+            system = z[:p].T @ z[:p] + p * ridge * torch.eye(n, dtype=torch.float64)
+            fit = torch.linalg.solve(system, z[:p].T @ y[:p])
+            measured += float((z[p:] @ fit - y[p:]).square().mean()) / 20
+        for form, ratio in ratios.items():
+            ratio.append(measured / estimator.predict(p, ridge, width=n, form=form).test)
+        from_pool = Spectrum(estimator.eigenvalues), Target(estimator.target_power)
+        naive.append(measured / float(risks(*from_pool, Samples(p) @ Features(n), ridge).test))
+    for ratio in ratios.values():
+        assert_mean(ratio, 1.0, 0.03)  # 1/P corrections
+    assert sum(naive) / 8 > 1.08
 
 
 def test_bad_input_is_named_with_its_fix(pool: tuple) -> None:

@@ -13,6 +13,7 @@ from ridgescope.theory import (
     Features,
     Risks,
     Samples,
+    Source,
     Spectrum,
     Target,
     centred_risks,
@@ -194,6 +195,70 @@ def test_simulated_risks_agree(p: int, n: float, ridge: float, draw: Callable, a
     assert_mean(test, float(theory.test), 0.03)
     if ridge:
         assert_mean(train, float(theory.train), 0.03)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("p", "widths", "ridge"),
+    [(100, (150, 120), 1e-3), (150, (300, 100, 200), 1e-4), (80, (150, 250), 0.0)],
+)
+def test_simulated_deep_features_agree(p: int, widths: tuple[int, ...], ridge: float, assert_mean: Callable) -> None:
+    draws, d, noise = 150, 300, 0.1
+    spectrum, target = power_law(d, 1.3), power_law_target(d, 2.0, noise=noise)
+    c = target.c2.sqrt()
+    chain: Source = Samples(p)
+    for n in widths:
+        chain = chain @ Features(n)
+    theory = risks(spectrum, target, chain, ridge)
+    mixing = spectrum.eta.sqrt().diag().expand(draws, d, d)
+    for layer, n in enumerate(widths):
+        mixing = mixing @ normal(draws, mixing.shape[-1], n, seed=layer) / n**0.5
+    phi = normal(draws, p, d, seed=100)
+    labels = phi @ c[:, None] + noise**0.5 * normal(draws, p, 1, seed=101)
+    z = phi @ mixing
+    gram, eye = z @ z.mT / p, torch.eye(p, dtype=torch.float64)
+    dual = torch.linalg.solve(gram + (ridge or 1e-14) * eye, labels) / p
+    w = (mixing @ (z.mT @ dual))[..., 0]
+    test = (w - c).square().sum(1) + noise
+    # 1/P corrections of the risk: 3 % at these sizes
+    assert_mean(test.tolist(), float(theory.test), 0.03)
+    if ridge:
+        train = (z @ (z.mT @ dual) - labels).square().mean((1, 2))
+        assert_mean(train.tolist(), float(theory.train), 0.03)
+        kappa1 = 1 / (torch.linalg.eigvalsh(gram) + ridge).reciprocal().mean(1)
+        assert_mean(kappa1.tolist(), float(theory.scale.kappa1), 0.01)
+
+
+@pytest.mark.parametrize(("p", "n", "ridge"), [(80, 160, 1e-3), (120, 60, 1e-3)])
+def test_simulated_ensembles_and_bags_agree(p: int, n: int, ridge: float, assert_mean: Callable) -> None:
+    """Every pair of 5 feature draws and 5 data sets is fitted, in 40 independent grids of them."""
+    grids, members, d, noise = 40, 5, 200, 0.1
+    spectrum, target = power_law(d, 1.3), power_law_target(d, 2.0, noise=noise)
+    c, theory = target.c2.sqrt(), risks(spectrum, target, Samples(p) @ Features(n), ridge)
+    mixing = spectrum.eta.sqrt()[:, None] * normal(grids, members, 1, d, n, seed=0) / n**0.5
+    phi = normal(grids, 1, members, p, d, seed=1)
+    labels = phi @ c[:, None] + noise**0.5 * normal(grids, 1, members, p, 1, seed=2)
+    z = phi @ mixing  # (grid, feature draw, data set, sample, feature)
+    fit = z.mT @ torch.linalg.solve(z @ z.mT + p * ridge * torch.eye(p, dtype=torch.float64), labels)
+    w = (mixing @ fit)[..., 0]
+
+    def risk(average: Tensor) -> list[float]:
+        excess = (average - c).square().sum(-1)
+        return (excess.reshape(grids, -1).mean(1) + noise).tolist()
+
+    # 1/P corrections of the single risk reach 3 % here; averages inherit them
+    assert_mean(risk(w), float(theory.test), 0.03)
+    assert_mean(risk(w.mean(1)), float(theory.ensemble(members)), 0.03)
+    assert_mean(risk(w.mean(2)), float(theory.bag(members)), 0.03)
+    assert_mean(risk(w.mean((1, 2))), float(theory.crossed(members, members)), 0.03)
+    own = w.diagonal(dim1=1, dim2=2).mean(-1)  # member e with its own features and its own data
+    assert_mean(risk(own), float(theory.independent(members)), 0.03)
+    residual = ((z @ fit).mean(1) - labels[:, 0]).square().mean((1, 2, 3))
+    assert_mean(residual.tolist(), float(theory.ensemble_train(members)), 0.03)
+    assert float(theory.ensemble(members)) < 0.95 * float(theory.test)  # averaging is visible at this size
 
 
 def test_nonlinear_features_follow_their_gaussian_equivalent(assert_mean: Callable) -> None:

@@ -156,8 +156,8 @@ def test_gradients_follow_from_the_implicit_function() -> None:
     size = torch.tensor([[4.0, 5.0], [6.0, 3.0], [7.0, 20.0]], dtype=torch.float64, requires_grad=True)
     pool = torch.tensor([12.0, 13.0], dtype=torch.float64)
 
-    def with_pool(*inputs: Tensor) -> Tensor:
-        return solve_kappa(*inputs, pool)
+    def with_pool(eta: Tensor, counts: Tensor, bulk: Tensor, ridge: Tensor, size: Tensor) -> Tensor:
+        return solve_kappa(eta, counts, bulk, ridge, size, pool)
 
     assert torch.autograd.gradcheck(solve_kappa, (eta, counts, bulk, ridge, size))
     assert torch.autograd.gradgradcheck(solve_kappa, (eta, counts, bulk, ridge, size))

@@ -40,7 +40,7 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(UserError, match="logging.wandb='sometimes' is unknown; choose auto"):
+    with pytest.raises(UserError, match=r"logging\.wandb='sometimes' is unknown; choose auto"):
         resolve_mode("sometimes")
 
 
