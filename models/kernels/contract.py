@@ -91,8 +91,10 @@ def _add_by_gradients(kernel: Tensor, left: Spatial, right: Spatial, symmetric: 
 
 
 def _gradients(factor: Spatial, channels: slice) -> Tensor:
-    # one output at a time: a broadcast product would copy the inputs for each
-    return torch.stack([(d[..., channels].transpose(1, 2) @ factor.inputs).flatten(1) for d in factor.cotangents])
+    """``sum_s d[c,n,s,o] a[n,s,k]`` as rows (c, n, o k); all outputs in one product, which reads a once."""
+    outputs, inputs = factor.cotangents.shape[:2]
+    d = factor.cotangents[..., channels].permute(1, 0, 3, 2).flatten(1, 2)
+    return torch.bmm(d, factor.inputs).view(inputs, outputs, -1).transpose(0, 1)
 
 
 def _add_by_pairs(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool) -> None:

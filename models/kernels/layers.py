@@ -93,12 +93,9 @@ def run_recorded(
 def layer_inputs(layer: Supported, uses: list[Use]) -> Tensor:
     """``a``: inputs or patches over all uses, scaled and with the bias's entry, shape (n, s, k)."""
     scale, bias_scale = getattr(layer, "weight_scale", 1.0), getattr(layer, "bias_scale", 1.0)
-    parts = [windows(layer, use.input) for use in uses]
-    positions = sum(part.shape[1] for part in parts)
-    num_inputs, _, fan_in = parts[0].shape
-    inputs = parts[0].new_full((num_inputs, positions, fan_in + (layer.bias is not None)), bias_scale)
-    torch.mul(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], scale, out=inputs[..., :fan_in])
-    return inputs
+    parts = [windows(layer, scale * use.input) for use in uses]
+    inputs = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    return inputs if layer.bias is None else F.pad(inputs, (0, 1), value=bias_scale)
 
 
 def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:

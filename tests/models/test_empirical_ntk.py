@@ -249,8 +249,12 @@ def test_both_contractions_of_a_convolution_agree(monkeypatch, generator, inputs
 
 
 @pytest.mark.parametrize("penalty", [0.0, float("inf")])
-def test_tiles_meet_without_gaps(monkeypatch, generator, inputs, ntk_oracle, penalty):
-    monkeypatch.setattr(contract, "TILE", 4)
+@pytest.mark.parametrize("tile", [4, 512])
+def test_tiles_meet_without_gaps(monkeypatch, generator, inputs, ntk_oracle, tile, penalty):
+    # tiles of 4 in tiles of 4, and several small ones within one large
+    monkeypatch.setattr(contract, "TILE", tile)
+    monkeypatch.setattr(contract, "COLUMNS", 1)
+    monkeypatch.setattr(contract, "CHUNK", 1)
     monkeypatch.setattr(factors, "SPATIAL_PENALTY", penalty)
     for model in (
         CNN((1, 8, 8), 3, width=6, depth=2, strides=(1, 2), generator=generator),
@@ -273,11 +277,12 @@ def test_blocks_of_inputs_give_the_same_kernel(generator, inputs, form):
 
 def test_structured_layers_are_not_left_to_the_fallback(generator, inputs):
     # equality alone would hold if everything went through the exact Jacobian
-    model = CNN((1, 8, 8), 3, width=6, depth=3, bias_std=0.1, generator=generator)
-    params = checked_parameters(model, None, inputs(2, 64))
-    plan = make_plan(model, params, inputs(5, 64), 3, trace=False)
-    assert plan.rest == ()
-    assert [layer.form.__name__ for layer in plan.layers.values()][-1] == "Diagonal"
+    in_place = nn.Sequential(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 3)).double()
+    for model in (CNN((1, 8, 8), 3, width=6, depth=3, bias_std=0.1, generator=generator), in_place):
+        params = checked_parameters(model, None, inputs(2, 64))
+        plan = make_plan(model, params, inputs(5, 64), 3, trace=False)
+        assert plan.rest == ()
+        assert [layer.form.__name__ for layer in plan.layers.values()][-1] == "Diagonal"
 
 
 def test_one_skeleton_serves_many_parameter_sets(generator, inputs):

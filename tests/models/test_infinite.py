@@ -9,6 +9,7 @@ from torch import nn
 from ridgescope.models import CNN, MLP, conjugate_kernel, empirical_ntk, infinite_ntk
 from ridgescope.models.activations import ACTIVATIONS
 from ridgescope.models.kernels import infinite
+from ridgescope.models.kernels.duals import DUALS
 
 DRAWS = 24
 
@@ -55,6 +56,57 @@ def test_wide_networks_approach_the_limit(generator, inputs, make, activation, p
         for net in nets
     ]
     assert_is_the_limit([one.detach() for one in covariance], limit.nngp, nets[0].width)
+
+
+def window_means(values, height, width, stride):
+    """Mean over the nine pixels of a window, one pixel pair at a time; pixels outside count as zero."""
+    return {
+        (i // stride, j // stride): sum(values.get((i + di, j + dj), 0.0) / 9 for di in (-1, 0, 1) for dj in (-1, 0, 1))
+        for i in range(0, height, stride)
+        for j in range(0, width, stride)
+    }
+
+
+def slow_cnn_kernels(net, x, y, bias_std):
+    """The recursion for the ntk parameterisation, pixel by pixel, with variances from each image with itself."""
+    height, width = net.in_shape[1:]
+    dual, gain = DUALS[net.activation], ACTIVATIONS[net.activation].gain
+    pairs = [(x, x), (y, y), (x, y)]
+    images = [[one.view(-1, *net.in_shape) for one in pair] for pair in pairs]
+    values = [
+        {(i, j): a[:, :, i, j] @ b[:, :, i, j].T / net.in_shape[0] for i in range(height) for j in range(width)}
+        for a, b in images
+    ]
+    slopes = {pixel: torch.zeros_like(value) for pixel, value in values[2].items()}
+    for layer, stride in enumerate(net.strides):
+        s2 = 1.0 if layer == 0 else gain**2
+        xx, yy, xy = [
+            {pixel: s2 * mean + bias_std**2 for pixel, mean in window_means(value, height, width, stride).items()}
+            for value in values
+        ]
+        passed = window_means(slopes, height, width, stride)
+        height, width = math.ceil(height / stride), math.ceil(width / stride)
+        values, slopes = [{}, {}, {}], {}
+        for pixel in xy:
+            qx, qy = xx[pixel].diagonal(), yy[pixel].diagonal()
+            values[0][pixel] = dual(xx[pixel], qx[:, None], qx)[0]
+            values[1][pixel] = dual(yy[pixel], qy[:, None], qy)[0]
+            values[2][pixel], slope = dual(xy[pixel], qx[:, None], qy)
+            slopes[pixel] = slope * (xy[pixel] + s2 * passed[pixel])
+    nngp = gain**2 * sum(values[2].values()) / (height * width) + bias_std**2
+    return nngp, nngp + gain**2 * sum(slopes.values()) / (height * width)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (1, 2), (2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_cnn_recursion_pixel_by_pixel(generator, inputs, activation, strides):
+    x, y = inputs(4, 70), inputs(3, 70)
+    options = {"strides": strides, "depth": len(strides), "activation": activation, "bias_std": 0.3}
+    net = CNN((2, 5, 7), 1, width=3, generator=generator, **options)
+    kernels = infinite_ntk(net, x, y)
+    nngp, ntk = slow_cnn_kernels(net, x, y, bias_std=0.3)
+    torch.testing.assert_close(kernels.nngp, nngp, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(kernels.ntk, ntk, rtol=1e-12, atol=1e-13)
 
 
 def test_without_an_input_bias_the_first_layer_of_one_pixel_is_the_mlp(generator, inputs):
