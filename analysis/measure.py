@@ -92,7 +92,9 @@ class _InitialKernels:
         self.parameters, self.scale, self.outputs = parameters, _scale(network), data.num_outputs
         self.size = len(inputs)
         self._full = empirical_ntk(network, parameters, inputs) / self.scale
-        self._cross = empirical_ntk(network, parameters, data.test_inputs, inputs, form="trace") / self.scale
+        self._cross: Tensor | None = None  # with one output the trace form is the full kernel
+        if self.outputs > 1:
+            self._cross = empirical_ntk(network, parameters, data.test_inputs, inputs, form="trace") / self.scale
         self._last: tuple[Tensor, Tensor] | None = None
         with suppress(ValueError):  # a network without a linear readout has no last-layer kernel
             gram = conjugate_kernel(network, parameters, inputs) / self.scale
@@ -102,10 +104,10 @@ class _InitialKernels:
         c, n = self.outputs, self.size
         return self._full.view(c, n, c, n)[:, :size, :, :size].reshape(c * size, c * size)
 
-    def trace(self, size: int) -> tuple[Tensor, Tensor]:
+    def trace(self, size: int) -> tuple[Tensor, Tensor | None]:
         c, n = self.outputs, self.size
         blocks = self._full.view(c, n, c, n)[:, :size, :, :size].diagonal(dim1=0, dim2=2)
-        return blocks.mean(-1), self._cross[:, :size]
+        return blocks.mean(-1), None if self._cross is None else self._cross[:, :size]
 
     def last(self, size: int) -> tuple[Tensor, Tensor] | None:
         return None if self._last is None else (self._last[0][:size, :size], self._last[1][:, :size])
@@ -232,7 +234,7 @@ def _measure(
         "entk_gcv": start.gcv,
         "entk_loo": start.loo,
     }
-    row |= point.infinite(ridge) | _trace_and_last(point, initial, ridge)
+    row |= point.infinite(ridge) | _trace_and_last(point, initial, ridge, row["krr_test"])
     if point.spectrum is not None and ridge > 0:
         row |= _width(point.spectrum, start.df1, ridge)
     if record["status"] != "diverged":
@@ -276,13 +278,16 @@ def _after_training(
     }
 
 
-def _trace_and_last(point: _TrainingSet, initial: _InitialKernels, ridge: float) -> Row:
-    """Regression with the trace form of the kernel, and with the last layer's kernel alone."""
+def _trace_and_last(point: _TrainingSet, initial: _InitialKernels, ridge: float, full_test: float) -> Row:
+    """Regression with the trace form of the kernel, and with the last layer's kernel alone.
+
+    ``full_test`` is the test risk with the full kernel, which is that of the trace form where there is one output.
+    """
     gram, cross = initial.trace(point.size)
     fit = kernel_ridge(gram, point.targets, ridge)
     kappa = resolvent_estimate(torch.linalg.eigvalsh(gram / point.size), ridge=ridge)
     row = {
-        "krr_trace_test": squared_error(cross @ fit.dual, point.data.test_targets),
+        "krr_trace_test": full_test if cross is None else squared_error(cross @ fit.dual, point.data.test_targets),
         "kappa_trace": kappa.kappa,
         "kappa_entk_se_log": kappa.se_log,
         "trace_gcv": fit.gcv,
