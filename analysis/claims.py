@@ -1,137 +1,79 @@
-"""The claims that a report judges: "measured equals predicted", with a tolerance that was set beforehand."""
+"""The claims that a report judges: "measured equals predicted", with a tolerance that was set beforehand.
 
-from dataclasses import dataclass
+They are declared in ``conf/claims``, so that an experiment can bring its own; ``claims_from`` reads them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from typing import Any, Literal, get_args
+
+from omegaconf import OmegaConf
+
+from ridgescope.train.errors import UserError
+
+Test = Literal["equivalence", "mean", "at_most"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Claim:
-    """``measured`` equals ``predicted`` within ``tolerance``, cell by cell and on average.
+    """``measured`` equals ``predicted`` within ``tolerance``; one entry of ``conf/claims``, under its key.
 
-    label: what is divided by what, short enough for a table. sentence: the claim in words.
+    label: what is divided by what, short enough for a table. sentence: the claim in words. what, against: both sides
+    in words. if_fails: where to look then. link: the link of the chain that it tests.
     measured, predicted: a column of ``networks`` or an expression of columns, as ``DataFrame.eval`` reads it.
+    test: ``equivalence`` (mean over cells, and rms so that opposite errors cannot cancel), ``mean`` (mean alone) or
+    ``at_most`` (measured exceeds predicted by no more than the tolerance).
+    required: where it fails, ``ridgescope analyse`` ends with exit status 3.
     selection: which networks the claim is about, as ``DataFrame.query`` reads it ('' is all of them).
     grouping: what distinguishes the cells of one setting; a claim grouped by width is also judged per width.
     factors: what independent repetitions differ in; kernels of infinite width know no initialisation seed.
     infinite_width: judged on the table of infinite-width kernels, which has many more draws than any network.
     """
 
-    key: str
     label: str
     sentence: str
     link: str
     measured: str
     predicted: str
     tolerance: float
+    what: str = "the measured value"
+    against: str = "the predicted one"
+    if_fails: str = "the claim is wrong here, or one of its sides was measured wrongly"
+    test: str = "equivalence"
+    required: bool = False
     selection: str = ""
-    grouping: tuple[str, ...] = ("width", "P", "ridge")
-    factors: tuple[str, ...] = ("draw", "seed")
+    grouping: list[str] = field(default_factory=lambda: ["width", "P", "ridge"])
+    factors: list[str] = field(default_factory=lambda: ["draw", "seed"])
     infinite_width: bool = False
 
 
-THEORY_TO_KERNEL = "theory → infinite width"
-INFINITE_TO_FINITE = "infinite → finite width"
-KERNEL_TO_NETWORK = "kernel → network"
-KERNEL_ALONE = "training kernel alone"
-WHOLE_CHAIN = "theory → network"
+def claims_from(entries: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
+    """The claims of a plain mapping such as ``conf/claims/default.yaml``, checked. Raises ``UserError``."""
+    known = [f.name for f in fields(Claim)]
+    needed = ("label", "sentence", "link", "measured", "predicted", "tolerance")
+    claims = {}
+    for key, entry in entries.items():
+        if unknown := sorted(set(entry) - set(known)):
+            raise UserError(f"claims.{key} has no key {unknown[0]}; known: {', '.join(known)}")
+        if missing := [name for name in needed if name not in entry]:
+            raise UserError(f"claims.{key} lacks {', '.join(missing)}; a claim needs {', '.join(needed)}")
+        claims[key] = claim = Claim(**(entry | {"tolerance": float(entry["tolerance"])}))
+        if claim.test not in get_args(Test):
+            raise UserError(f"claims.{key}.test={claim.test!r} is unknown; choose {', '.join(get_args(Test))}")
+        if not 0 < claim.tolerance < 1:
+            raise UserError(f"claims.{key}.tolerance={claim.tolerance} is a relative deviation; choose 0 < it < 1")
+        if not claim.factors or not set(claim.factors) <= {"draw", "seed"}:
+            raise UserError(f"claims.{key}.factors={claim.factors}; repetitions differ in [draw], [seed] or both")
+    return claims
 
-DEFAULT_CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        key="theory",
-        label="infinite width / theory",
-        sentence="Ridge theory predicts the test risk of the infinite-width kernel.",
-        link=THEORY_TO_KERNEL,
-        measured="infinite_heldout",
-        predicted="theory_test",
-        tolerance=0.04,
-        grouping=("P", "ridge"),
-        factors=("draw",),
-        infinite_width=True,
-    ),
-    Claim(
-        key="kappa",
-        label="κ: infinite width / theory",
-        sentence="Ridge theory predicts the effective ridge κ of the infinite-width kernel.",
-        link=THEORY_TO_KERNEL,
-        measured="kappa_infinite",
-        predicted="theory_kappa",
-        tolerance=0.05,
-        grouping=("P", "ridge"),
-        factors=("draw",),
-        infinite_width=True,
-    ),
-    Claim(
-        key="width",
-        label="kernel / infinite width",
-        sentence="The network's kernel at initialisation has the test risk of the infinite-width kernel.",
-        link=INFINITE_TO_FINITE,
-        measured="krr_test",
-        predicted="infinite_test",
-        tolerance=0.05,
-    ),
-    Claim(
-        key="width_theory",
-        label="width effect: kernel / theory",
-        sentence="One effective width N_eff predicts how finite width changes the test risk.",
-        link=INFINITE_TO_FINITE,
-        measured="krr_test / infinite_test",
-        predicted="theory_width_test / theory_test",
-        tolerance=0.05,
-    ),
-    Claim(
-        key="lazy",
-        label="network / kernel at init.",
-        sentence="The trained network has the test risk of its kernel at initialisation.",
-        link=KERNEL_TO_NETWORK,
-        measured="network_test",
-        predicted="krr_test",
-        tolerance=0.01,
-    ),
-    Claim(
-        key="after",
-        label="network / kernel after training",
-        sentence="The trained network has the test risk of its kernel after training.",
-        link=KERNEL_TO_NETWORK,
-        measured="network_test",
-        predicted="krr_final_test",
-        tolerance=0.02,
-    ),
-    Claim(
-        key="kappa_network",
-        label="κ: network / kernel",
-        sentence="The train/test risk ratio of the trained network shows the κ of its kernel.",
-        link=KERNEL_TO_NETWORK,
-        measured="kappa_risk",
-        predicted="kappa_entk",
-        tolerance=0.10,
-        selection="ridge > 0",
-    ),
-    Claim(
-        key="gcv",
-        label="kernel / GCV",
-        sentence="Generalised cross-validation on the training kernel alone gives the kernel's test risk.",
-        link=KERNEL_ALONE,
-        measured="krr_test",
-        predicted="entk_gcv",
-        tolerance=0.05,
-    ),
-    Claim(
-        key="loo",
-        label="kernel / leave-one-out",
-        sentence="Leave-one-out on the training kernel alone gives the kernel's test risk.",
-        link=KERNEL_ALONE,
-        measured="krr_test",
-        predicted="entk_loo",
-        tolerance=0.05,
-    ),
-    Claim(
-        key="end_to_end",
-        label="network / theory",
-        sentence="Ridge theory at infinite width predicts the test risk of the trained network.",
-        link=WHOLE_CHAIN,
-        measured="network_test",
-        predicted="theory_test",
-        tolerance=0.05,
-    ),
-)
 
+def _packaged() -> dict[str, Claim]:
+    text = resources.files("ridgescope.conf").joinpath("claims/default.yaml").read_text(encoding="utf-8")
+    entries = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(entries, dict)
+    return claims_from(entries)  # type: ignore[arg-type]
+
+
+DEFAULT_CLAIMS = _packaged()
 CHAIN = ("theory", "width", "lazy")  # the keys of the three links, in order

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from ridgescope.analysis.claims import Claim
 from ridgescope.train.config import LoggingConfig
 
 
@@ -12,6 +13,8 @@ from ridgescope.train.config import LoggingConfig
 class AnalyseConfig:
     folder: str = MISSING  # of an experiment, such as runs/validate_digits
     infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
+    claims: dict[str, Claim] = field(default_factory=dict)  # what is judged; see conf/claims
+    level: float = 0.05  # chance that any verdict of a family is wrong
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
@@ -26,6 +29,8 @@ class ValidateConfig:
     common: str = ""
     overrides: str = ""
     infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
+    claims: dict[str, Claim] = field(default_factory=dict)  # what is judged; see conf/claims
+    level: float = 0.05  # chance that any verdict of a family is wrong
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 

@@ -31,7 +31,8 @@ class Equivalence:
     deviation: geometric mean over cells, minus one; error: its standard error; low, high: its 90 % interval.
     rms, worst: over the deviations of the cells; rms_low, rms_high: 90 % interval of the rms, the lower end
     after removing what the scatter between networks alone would give. note: why the interval is missing or
-    what it is conditional on.
+    what it is conditional on. log_error, freedom: of the mean of the logarithms; rms_error, rms_freedom: of the
+    rms; beyond_scatter: the rms without the scatter; levels: independent repetitions (seeds or draws) of a cell.
     """
 
     deviation: float = math.nan
@@ -44,14 +45,82 @@ class Equivalence:
     worst: float = math.nan
     cells: int = 0
     note: str = ""
+    log_error: float = math.nan
+    freedom: float = math.nan
+    rms_error: float = math.nan
+    rms_freedom: float = math.nan
+    beyond_scatter: float = math.nan
+    levels: int = 0
 
-    def verdict(self, tolerance: float) -> str:
-        """``holds`` | ``fails`` | ``undetermined``; a missing interval (NaN) is always undetermined."""
-        if -tolerance <= self.low and self.high <= tolerance and self.rms_high <= tolerance:
-            return "holds"
-        if self.low > tolerance or self.high < -tolerance or self.rms_low > tolerance:
-            return "fails"
-        return "undetermined"
+    def p_values(self, tolerance: float, test: str = "equivalence") -> tuple[float, float]:
+        """Evidence against "the deviation is beyond ``tolerance``" and against "it is within": (p_holds, p_fails).
+
+        ``mean``: two one-sided t tests, and their converse. ``equivalence``: the rms over cells must pass as well, and
+        either may fail (Bonferroni over the two). ``at_most``: only an excess counts. 1 where there is no error.
+        """
+        if not math.isfinite(self.log_error):
+            return 1.0, 1.0
+        mean = math.log1p(self.deviation)
+        above = _tail(mean - math.log1p(tolerance), self.log_error, self.freedom)
+        below = _tail(math.log1p(-tolerance) - mean, self.log_error, self.freedom)
+        if test == "at_most":
+            return 1 - above, above
+        holds, fails = max(1 - above, 1 - below), min(above, below)
+        if test == "equivalence" and self.cells > 1:
+            holds = max(holds, _tail(tolerance - self.rms, self.rms_error, self.rms_freedom))
+            error = self.rms_error * self.rms / self.beyond_scatter if self.beyond_scatter else math.inf
+            fails = min(1.0, 2 * min(fails, _tail(self.beyond_scatter - tolerance, error, self.rms_freedom)))
+        return holds, fails
+
+    def verdict(self, tolerance: float, test: str = "equivalence", level: float = 0.05) -> str:
+        """``holds`` | ``fails`` | ``undetermined`` for one claim alone; without an interval always undetermined."""
+        return decide(*self.p_values(tolerance, test), level)
+
+    def needed(self, tolerance: float, test: str = "equivalence", level: float = 0.05, most: int = 1000) -> int | None:
+        """About how many seeds (and draws) a cell would need for a decision if the deviation stays what it is.
+
+        None where more than ``most`` would be needed, or nothing is known of the scatter.
+        """
+        if self.levels < 2 or not math.isfinite(self.log_error):
+            return None
+        counts = np.unique(np.geomspace(self.levels + 1, most, 200).astype(int))
+        for count in counts:
+            shrink, freedom = math.sqrt(self.levels / count), self.freedom * (count - 1) / (self.levels - 1)
+            beyond = math.sqrt(max(self.beyond_scatter, 0.0) ** 2)
+            rms = math.sqrt(beyond**2 + max(self.rms**2 - beyond**2, 0.0) * shrink**2)
+            later = replace(
+                self,
+                log_error=self.log_error * shrink,
+                freedom=freedom,
+                rms=rms,
+                rms_error=self.rms_error * shrink,
+                rms_freedom=self.rms_freedom * (count - 1) / (self.levels - 1),
+            )
+            if later.verdict(tolerance, test, level) != "undetermined":
+                return int(count)
+        return None
+
+
+def decide(p_holds: float, p_fails: float, level: float) -> str:
+    """The verdict that two p-values, corrected for multiplicity or not, support at ``level``."""
+    return "holds" if p_holds <= level else "fails" if p_fails <= level else "undetermined"
+
+
+def holm(p_values: Sequence[float]) -> FloatArray:
+    """p-values adjusted so that any wrong rejection among all has at most the level's probability (Holm 1979)."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def _tail(distance: float, error: float, freedom: float) -> float:
+    """One-sided p-value of seeing ``distance`` beyond a boundary, in Student's t; exact where there is no scatter."""
+    if error == 0:
+        return 0.0 if distance > 0 else 1.0
+    return float(special.stdtr(freedom, -distance / error))
 
 
 def equivalence(ratios: pd.DataFrame, factors: Sequence[str], confidence: float = CONFIDENCE) -> Equivalence:
@@ -81,10 +150,12 @@ def equivalence(ratios: pd.DataFrame, factors: Sequence[str], confidence: float 
     if not clusters or any(cluster.freedom < 1 for cluster in clusters):
         return replace(point, note=note or f"a cell has a single {' or '.join(factors)}")
 
-    error, half = _error(clusters, np.full(num_cells, 1.0 / num_cells), confidence)
+    error, freedom = _error(clusters, np.full(num_cells, 1.0 / num_cells))
+    half = _half_width(error, freedom, confidence)
     # d rms / d cell_mean = x (1 + x) / (cells * rms), with x the relative deviation of the cell
     gradient = relative * (1 + relative) / (num_cells * rms) if rms > 0 else np.zeros(num_cells)
-    _, rms_half = _error(clusters, gradient, confidence)
+    rms_error, rms_freedom = _error(clusters, gradient)
+    rms_half = _half_width(rms_error, rms_freedom, confidence)
     scatter = sum(float(np.sum(cluster.totals**2)) for cluster in clusters) / num_cells
     beyond_scatter = math.sqrt(max(rms**2 - scatter, 0.0))
     rms_low = beyond_scatter - rms_half * rms / beyond_scatter if beyond_scatter else 0.0
@@ -95,6 +166,12 @@ def equivalence(ratios: pd.DataFrame, factors: Sequence[str], confidence: float 
         high=math.expm1(mean + half),
         rms_low=max(rms_low, 0.0),
         rms_high=rms + rms_half,
+        log_error=error,
+        freedom=freedom,
+        rms_error=rms_error,
+        rms_freedom=rms_freedom,
+        beyond_scatter=beyond_scatter,
+        levels=min(cluster.freedom for cluster in clusters) + 1,
     )
 
 
@@ -120,15 +197,18 @@ class _Clusters:
         return cls(totals, int(num_levels.min()) - 1)
 
 
-def _error(clusters: list[_Clusters], weights: FloatArray, confidence: float) -> tuple[float, float]:
-    """Standard error and half width of the interval of ``sum_c weights_c * mean_c``."""
+def _error(clusters: list[_Clusters], weights: FloatArray) -> tuple[float, float]:
+    """Standard error of ``sum_c weights_c * mean_c``, and Satterthwaite's degrees of freedom."""
     variances = [float(np.sum((weights @ cluster.totals) ** 2)) for cluster in clusters]
     variance = sum(variances)
     if variance == 0:
-        return 0.0, 0.0
+        return 0.0, float(min(cluster.freedom for cluster in clusters))
     freedom = variance**2 / sum(v**2 / c.freedom for v, c in zip(variances, clusters, strict=True))
-    error = math.sqrt(variance)
-    return error, error * float(special.stdtrit(freedom, (1 + confidence) / 2))
+    return math.sqrt(variance), freedom
+
+
+def _half_width(error: float, freedom: float, confidence: float) -> float:
+    return error * float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _codes(column: pd.Series) -> tuple[IntArray, int]:

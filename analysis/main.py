@@ -11,11 +11,12 @@ import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ridgescope.analysis.claims import Claim, claims_from
 from ridgescope.analysis.config import register
 from ridgescope.analysis.cost import estimate_seconds
 from ridgescope.analysis.experiment import Tables, project
 from ridgescope.analysis.report import print_verdicts, write_report
-from ridgescope.analysis.verdict import evaluate
+from ridgescope.analysis.verdict import evaluate, failed_required
 from ridgescope.train.cell import is_done
 from ridgescope.train.config import checked
 from ridgescope.train.errors import UserError
@@ -25,13 +26,15 @@ from ridgescope.train.provenance import environment
 from ridgescope.train.sweep import compose_cells
 from ridgescope.train.wandb_logging import finish, make_logger
 
+CLAIM_FAILED = 3  # exit status; 2 is a mistake of the user
+
 
 @hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="analyse")
 @one_line_errors
 def analyse(config: DictConfig) -> None:
     quiet()
     plain = checked(config)
-    report(Path(plain["folder"]), plain["infinite_draws"], plain["logging"], _command("analyse"))
+    _end(report(Path(plain["folder"]), **_judging(plain), command=_command("analyse")))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="validate")
@@ -52,11 +55,28 @@ def validate(config: DictConfig) -> None:
         say(f"training took {duration(time.monotonic() - started)}")
     if len(failures) == len(cells):
         raise UserError(f"every cell failed; the first: {failures[0]}")
-    report(Path(plain["output"]) / plain["name"], plain["infinite_draws"], plain["logging"], _command("validate"))
+    verdicts = report(Path(plain["output"]) / plain["name"], **_judging(plain), command=_command("validate"))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(cells)} cells failed, the rest is in the report; the first: {failures[0]}"
         )
+    _end(verdicts)
+
+
+def _judging(plain: dict[str, Any]) -> dict[str, Any]:
+    if not 0 < plain["level"] < 0.5:
+        raise UserError(f"level={plain['level']} is the chance of a wrong verdict; choose 0 < level < 0.5")
+    shared = {key: plain[key] for key in ("infinite_draws", "level")}
+    return shared | {"claims": claims_from(plain["claims"]), "logging_settings": plain["logging"]}
+
+
+def _end(verdicts: pd.DataFrame) -> None:
+    """Exit status ``CLAIM_FAILED`` and one line for each required claim that failed."""
+    failed = failed_required(verdicts)
+    for line in failed:
+        say(f"ridgescope: {line}")
+    if failed:
+        raise SystemExit(CLAIM_FAILED)
 
 
 def _train(cells: list[DictConfig]) -> list[str]:
@@ -80,20 +100,30 @@ def _command(name: str) -> str:
     return " ".join(["ridgescope", name, *sys.argv[1:]])
 
 
-def report(experiment: Path, infinite_draws: int, logging_settings: dict[str, Any], command: str) -> Path:
-    """Measure, project, judge, write the page, and print the verdicts."""
+def report(
+    experiment: Path,
+    *,
+    infinite_draws: int,
+    claims: dict[str, Claim],
+    level: float,
+    logging_settings: dict[str, Any],
+    command: str,
+) -> pd.DataFrame:
+    """Measure, project, judge, write the page, and print the verdicts, which are returned."""
     started = time.monotonic()
     tables = project(experiment, infinite_draws=infinite_draws)
-    verdicts = evaluate(tables.networks, infinite=tables.infinite)
+    verdicts = evaluate(tables.networks, claims, infinite=tables.infinite, level=level)
     metadata = _metadata(experiment, tables, command)
-    page = write_report(tables.networks, tables.spectra, metadata, experiment / "report", infinite=tables.infinite)
+    page = write_report(
+        tables.networks, tables.spectra, metadata, experiment / "report", infinite=tables.infinite, verdicts=verdicts
+    )
     print_verdicts(verdicts, Console())
     if tables.unfinished:
         say(f"{len(tables.unfinished)} cells are not finished and not in the report: {', '.join(tables.unfinished)}")
     _log(experiment, tables, verdicts, logging_settings)
     say(f"analysis took {duration(time.monotonic() - started)}")
     print(f"\nreport: {page}")
-    return page
+    return verdicts
 
 
 def _metadata(experiment: Path, tables: Tables, command: str) -> dict[str, Any]:

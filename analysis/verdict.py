@@ -5,10 +5,11 @@ The chain from theory to network has three links, each tested on its own:
     theory --> kernel at infinite width --> kernel at finite width --> trained network
 
 A verdict is an equivalence test (``equivalence.py``), never "no significant difference": few networks give
-*undetermined*, not *holds*. Input: a table ``networks`` with one row per trained network.
+*undetermined*, not *holds*. Many claims are judged at once, so their p-values are corrected (Holm) within families: the
+required claims, the others, and the widths of one claim. Input: a table ``networks``, one row per trained network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,39 +17,58 @@ import pandas as pd
 
 from ridgescope.analysis.cells import CELL, cells, kappa_parts, setting_labels, usable
 from ridgescope.analysis.claims import CHAIN, DEFAULT_CLAIMS, Claim
-from ridgescope.analysis.equivalence import Equivalence, equivalence
+from ridgescope.analysis.equivalence import Equivalence, decide, equivalence, holm
+from ridgescope.analysis.explain import explanation
 
-__all__ = ["DEFAULT_CLAIMS", "Claim", "broken_links", "cells", "chains", "evaluate", "kappa_parts"]
+__all__ = ["DEFAULT_CLAIMS", "Claim", "broken_links", "cells", "chains", "evaluate", "failed_required", "kappa_parts"]
 
 # A claim that lost more of its networks than this is undetermined, whatever the others say.
 MAX_EXCLUDED = 0.20
 
 
 def evaluate(
-    networks: pd.DataFrame, claims: Sequence[Claim] = DEFAULT_CLAIMS, *, infinite: pd.DataFrame | None = None
+    networks: pd.DataFrame,
+    claims: Mapping[str, Claim] = DEFAULT_CLAIMS,
+    *,
+    infinite: pd.DataFrame | None = None,
+    level: float = 0.05,
 ) -> pd.DataFrame:
     """Judge every claim for every setting, over all its cells (scope 'all') and for each width on its own.
 
-    Returns one row per verdict: claim, label, sentence, link, model, scope, measured, predicted
+    Returns one row per verdict: claim, label, sentence, link, model, scope, test, required, measured, predicted
     (geometric means over cells), deviation, error (standard error), low, high (90 % interval), rms,
-    rms_low, rms_high, worst (over cells), tolerance, cells, networks, excluded, verdict, note, runs.
-    Deviations are measured/predicted - 1.
+    rms_low, rms_high, worst (over cells), tolerance, cells, networks, excluded, p_holds, p_fails (corrected within
+    their family), verdict, needed (seeds and draws, NaN where unknown or decided), note, explanation, runs.
+    Deviations are measured/predicted - 1. ``level`` bounds the chance that any 'holds' of a family is wrong, and
+    the chance that any 'fails' is.
 
     Networks without a positive finite value on both sides are excluded and counted: a network that was not
     trained to its optimum has none for what depends on training. ``infinite`` holds infinite-width kernels on many
     draws, in columns of the same names; without it the claims about them are judged on the networks' own draws.
     Raises ``ValueError`` on a missing column.
     """
+    if not 0 < level < 0.5:
+        raise ValueError(f"level={level} is the chance of a wrong verdict; choose 0 < level < 0.5, e.g. 0.05")
     networks = _checked(networks, claims)
     labels = setting_labels(networks)
     kernels = networks if infinite is None or infinite.empty else infinite
     kernel_labels = setting_labels(kernels)
-    rows: list[dict[str, object]] = []
+    judged: list[_Judged] = []
     for label in dict.fromkeys(labels):
-        for claim in claims:
+        for key, claim in claims.items():
             table = kernels[kernel_labels == label] if claim.infinite_width else networks[labels == label]
-            rows += _judge(claim, label, table)
-    return pd.DataFrame(rows)
+            judged += _judge(key, claim, label, table)
+    return pd.DataFrame(_decided(judged, level))
+
+
+def failed_required(verdicts: pd.DataFrame) -> list[str]:
+    """One line for each required claim that fails over all cells, naming the model, the claim and its link."""
+    rows = verdicts[(verdicts["scope"] == "all") & verdicts["required"] & (verdicts["verdict"] == "fails")]
+    return [
+        f"required claim {row['claim']} fails for {row['model']} ({row['link']}): {_percent(row['deviation'])}, rms "
+        f"{100 * row['rms']:.1f} %, where {100 * row['tolerance']:g} % is allowed"
+        for row in rows.to_dict("records")
+    ]
 
 
 @dataclass(frozen=True)
@@ -83,11 +103,39 @@ def broken_links(verdicts: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _checked(networks: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Judged:
+    """A row of the table before the correction for multiplicity; ``family`` is corrected together."""
+
+    row: dict[str, object]
+    claim: Claim
+    result: Equivalence
+    p_values: tuple[float, float]
+    family: tuple[object, ...]
+
+
+def _decided(judged: list[_Judged], level: float) -> list[dict[str, object]]:
+    families: dict[tuple[object, ...], list[_Judged]] = {}
+    for one in judged:
+        families.setdefault(one.family, []).append(one)
+    for members in families.values():
+        corrected = zip(*(holm(p) for p in zip(*(one.p_values for one in members), strict=True)), strict=True)
+        for one, (p_holds, p_fails) in zip(members, corrected, strict=True):
+            one.row.update(p_holds=p_holds, p_fails=p_fails, verdict=decide(p_holds, p_fails, level))
+            needed = None
+            if one.row["verdict"] == "undetermined" and one.p_values != (1.0, 1.0):
+                # with no more than Bonferroni's share of the level, as if this claim were decided first
+                needed = one.result.needed(one.claim.tolerance, one.claim.test, level / len(members))
+            one.row["needed"] = float("nan") if needed is None else float(needed)
+            one.row["explanation"] = explanation(one.row, one.claim)
+    return [one.row for one in judged]
+
+
+def _checked(networks: pd.DataFrame, claims: Mapping[str, Claim]) -> pd.DataFrame:
     if networks.empty:
         raise ValueError("the table of networks has no rows; analyse at least one finished run")
     needed = {*CELL, "run", "seed", "draw", "converged"}
-    for claim in claims:
+    for claim in claims.values():
         expressions = f"{claim.measured} / {claim.predicted}".replace("(", " ").replace(")", " ").split()
         needed |= {word for word in expressions if word.isidentifier()}
     if missing := sorted(needed - set(networks.columns)):
@@ -98,7 +146,7 @@ def _checked(networks: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     return usable(networks)
 
 
-def _judge(claim: Claim, model: str, networks: pd.DataFrame) -> list[dict[str, object]]:
+def _judge(key: str, claim: Claim, model: str, networks: pd.DataFrame) -> list[_Judged]:
     selected = networks.query(claim.selection) if claim.selection else networks
     if selected.empty:
         return []
@@ -106,55 +154,42 @@ def _judge(claim: Claim, model: str, networks: pd.DataFrame) -> list[dict[str, o
         measured=np.asarray(selected.eval(claim.measured), np.float64),
         predicted=np.asarray(selected.eval(claim.predicted), np.float64),
     )
-    rows = [_verdict(claim, model, "all", sides)]
-    if "width" in claim.grouping and rows[0]["cells"] and sides["width"].nunique() > 1:
+    judged = [_measured(key, claim, model, "all", sides)]
+    if "width" in claim.grouping and judged[0].row["cells"] and sides["width"].nunique() > 1:
         for width, group in sides.groupby("width", sort=True):
-            rows.append(_verdict(claim, model, f"width {width}", group))
-    return rows
+            judged.append(_measured(key, claim, model, f"width {width}", group))
+    return judged
 
 
-def _verdict(claim: Claim, model: str, scope: str, sides: pd.DataFrame) -> dict[str, object]:
+def _measured(key: str, claim: Claim, model: str, scope: str, sides: pd.DataFrame) -> _Judged:
     both = sides[["measured", "predicted"]]
     kept = sides[(np.isfinite(both) & (both > 0)).all(axis=1)]
     log_sides = kept[["measured", "predicted"]].apply(np.log)
     cell = kept.groupby(list(claim.grouping), sort=True).ngroup()
     ratios = kept[list(claim.factors)].assign(cell=cell, log_ratio=log_sides["measured"] - log_sides["predicted"])
     result = equivalence(ratios, claim.factors)
-    excluded = len(sides) - len(kept)
-    verdict, note = _with_exclusions(result, claim.tolerance, excluded, len(sides))
+    excluded, total = len(sides) - len(kept), len(sides)
+    note, p_values = result.note, result.p_values(claim.tolerance, claim.test)
+    if excluded > MAX_EXCLUDED * total:
+        note = "not available" if excluded == total else f"{excluded} of {total} networks excluded"
+        p_values = (1.0, 1.0)
     means = np.exp(log_sides.groupby(cell).mean().mean())
-    return {
-        "claim": claim.key,
-        "label": claim.label,
-        "sentence": claim.sentence,
-        "link": claim.link,
+    numbers = ("deviation", "error", "low", "high", "rms", "rms_low", "rms_high", "worst", "cells")
+    row: dict[str, object] = {
+        "claim": key,
+        **{name: getattr(claim, name) for name in ("label", "sentence", "link", "test", "required", "tolerance")},
         "model": model,
         "scope": scope,
         "measured": float(means["measured"]),
         "predicted": float(means["predicted"]),
-        "deviation": result.deviation,
-        "error": result.error,
-        "low": result.low,
-        "high": result.high,
-        "rms": result.rms,
-        "rms_low": result.rms_low,
-        "rms_high": result.rms_high,
-        "worst": result.worst,
-        "tolerance": claim.tolerance,
-        "cells": result.cells,
+        **{name: getattr(result, name) for name in numbers},
         "networks": len(kept),
         "excluded": excluded,
-        "verdict": verdict,
         "note": note,
         "runs": sorted(set(kept["run"])),
     }
-
-
-def _with_exclusions(result: Equivalence, tolerance: float, excluded: int, total: int) -> tuple[str, str]:
-    if excluded > MAX_EXCLUDED * total:
-        note = "not available" if excluded == total else f"{excluded} of {total} networks excluded"
-        return "undetermined", note
-    return result.verdict(tolerance), result.note
+    family = ("all", claim.required) if scope == "all" else ("widths", key, model)
+    return _Judged(row, claim, result, p_values, family)
 
 
 def _where(link: pd.DataFrame) -> str:

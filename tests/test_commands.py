@@ -190,3 +190,22 @@ def test_a_users_own_network_and_config_folder_work(
     networks = pd.read_parquet(tmp_path / "runs" / "runs" / "report" / "networks.parquet")
     assert networks["krr_test"].notna().all()
     assert networks["theory_test"].isna().all()
+
+
+@pytest.mark.slow
+def test_a_required_claim_that_fails_ends_with_its_own_status(
+    validated: tuple[Path, subprocess.CompletedProcess[str]], call: Callable[..., Outcome]
+) -> None:
+    # networks of width 24 are far from infinite width: with nearly no tolerance that claim must fail
+    strict = ["claims.width.required=true", "claims.width.tolerance=0.0001", "infinite_draws=8"]
+    status, _, errors = call("analyse", f"folder={validated[0]}", *strict)
+    assert status == 3, errors
+    lines = [line for line in errors.splitlines() if "required claim" in line]
+    assert lines
+    assert lines[0].startswith("ridgescope: required claim width fails for ")
+    assert "(infinite → finite width)" in lines[0]
+    status, _, errors = call("analyse", f"folder={validated[0]}", "claims.width.tolerance=0.0001", "infinite_draws=8")
+    assert status == 0, errors
+    status, _, errors = call("analyse", f"folder={validated[0]}", "claims.width.tolerance=7")
+    assert status == 2
+    assert "claims.width.tolerance=7" in errors

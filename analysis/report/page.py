@@ -98,15 +98,18 @@ def write_report(
     out_dir: Path,
     *,
     infinite: pd.DataFrame | None = None,
+    verdicts: pd.DataFrame | None = None,
 ) -> Path:
     """Write index.html, figures/*.svg and *.pdf, networks, cells and verdicts (parquet; verdicts also csv).
 
     networks: one row per trained network; infinite: infinite-width kernels on many draws; spectra: data, model,
-    index, eigenvalue, target_power, kernel; metadata: shown as provenance, 'title' and 'created' in the heading.
+    index, eigenvalue, target_power, kernel; verdicts: of ``evaluate``, by default of the default claims; metadata:
+    shown as provenance, 'title' and 'created' in the heading.
     Returns the path of the page, which is written last: where it exists, the rest does. Raises ``ValueError`` if
     ``networks`` lacks a column.
     """
-    verdicts, table = evaluate(networks, infinite=infinite), cells(networks)
+    verdicts = evaluate(networks, infinite=infinite) if verdicts is None else verdicts
+    table = cells(networks)
     out_dir = Path(out_dir)
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
     sections = []
@@ -198,6 +201,7 @@ def _claim(rows: pd.DataFrame) -> dict[str, Any]:
 def _line(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         **{key: row[key] for key in ("label", "sentence", "link", "scope", "verdict", "note", "cells")},
+        **{key: row[key] for key in ("required", "explanation")},
         **{key: row[key] for key in ("networks", "excluded")},
         "width": row["scope"].removeprefix("width "),
         "mark": MARKS[row["verdict"]],

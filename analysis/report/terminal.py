@@ -21,7 +21,7 @@ def print_verdicts(verdicts: pd.DataFrame, console: Console | None = None) -> No
         for _, claim in rows.groupby("claim", sort=False):
             first = claim.iloc[0]
             _print(console, "")
-            _print(console, f"{first['sentence']} (within ±{100 * first['tolerance']:g} %)", style="bold")
+            _print(console, f"{first['sentence']} ({_bound(first)})", style="bold")
             console.print(_claim_table(console, claim))
         _print(console, "")
         _print(console, f"{model}: {sentences[str(model)]}")
@@ -29,6 +29,11 @@ def print_verdicts(verdicts: pd.DataFrame, console: Console | None = None) -> No
     _print(console, "± is half the 90 % interval; worst is the cell that deviates most.", style="dim")
     for word, meaning in RULE.items():
         _print(console, f"{word}: {meaning}", style="dim")
+
+
+def _bound(first: pd.Series) -> str:
+    sign = "at most +" if first["test"] == "at_most" else "within ±"
+    return f"{sign}{100 * first['tolerance']:g} %{', required' if first['required'] else ''}"
 
 
 def _claim_table(console: Console, claim: pd.DataFrame) -> Table:

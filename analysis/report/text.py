@@ -11,11 +11,11 @@ MARKS = {"holds": "✓", "fails": "✗", "undetermined": "?"}
 # What each word of a verdict means, and how the numbers behind it are made
 RULE = {
     "holds": (
-        f"The whole {100 * CONFIDENCE:.0f} % interval of the mean deviation, and that of the rms of the "
-        "deviations over cells, lie within the tolerance."
+        "The mean deviation and the rms of the deviations over cells lie within the tolerance by more than chance "
+        "(two one-sided t tests; only the mean where the claim asks for that)."
     ),
     "fails": (
-        "One of the two lies wholly outside the tolerance; for the rms, after removing what the "
+        "One of the two lies outside the tolerance by more than chance; for the rms, after removing what the "
         "scatter between networks alone would give."
     ),
     "undetermined": (
@@ -26,11 +26,16 @@ RULE = {
         "Measured/predicted - 1, averaged in the logarithm, every cell (one width, sample size and "
         "ridge) with the same weight."
     ),
+    "many claims": (
+        "The tests are corrected for their number (Holm): among the required claims the chance that any 'holds' is "
+        "wrong is at most 5 %, and so is that of any 'fails'; the same for the other claims, and for the widths of "
+        "one claim."
+    ),
     "interval": (
+        f"{100 * CONFIDENCE:.0f} %, of one claim alone. "
         "Networks that share a training set or an initialisation seed are treated as dependent, and "
         "Student's t is used for the few that are independent. It is conditional on the pool and the "
-        "test points, which all networks share. Of verdicts at the very edge of their tolerance one "
-        "in twenty is expected to be wrong."
+        "test points, which all networks share."
     ),
     "excluded": (
         "Networks that were not trained to the optimum are left out of everything that depends on "
