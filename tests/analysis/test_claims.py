@@ -144,7 +144,7 @@ class TestDeclared:
         ("change", "message"),
         [
             ({"tolerence": 1}, "claims.mine has no key tolerence; known: label"),
-            ({"tolerance": 5}, "claims.mine.tolerance=5 is a relative deviation"),
+            ({"tolerance": 5}, "claims.mine.tolerance=5.0 is a relative deviation"),
             ({"test": "significance"}, "claims.mine.test='significance' is unknown; choose equivalence"),
             ({"factors": ["pool"]}, "claims.mine.factors=\\['pool'\\]"),
         ],
