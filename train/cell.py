@@ -1,15 +1,15 @@
 """One cell: a folder that holds an ensemble's data splits, weights, certificates and provenance.
 
-    config.yaml  splits.json  splits.safetensors  environment.json  metrics.csv
+    config.yaml  splits.json  splits.safetensors  environment.json  programs.json  metrics.csv
     initial.safetensors    parameters (S, ...) of each seed
     program-000.safetensors, program-000.json     final parameters (E, ...) and certificate of each member
+    checkpoint-000.safetensors         where a program stands that has not finished
     done.json              written last; a cell without it is not finished
 
 The folder's name ends in a hash of the resolved config: another config is another folder, and nothing that is
 finished is ever written again. A program that finished before an interruption is kept.
 """
 
-import csv
 import fcntl
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,14 @@ from typing import Any, get_args
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ridgescope.train import interruption
+from ridgescope.train.callbacks import Checkpoints, MetricsFile, PlainProgress
+from ridgescope.train.checkpoint import CheckpointFile
+from ridgescope.train.config import cell_hash
 from ridgescope.train.data import PreparedData, RidgeData
 from ridgescope.train.ensemble import (
     FlatNetwork,
@@ -31,12 +36,11 @@ from ridgescope.train.ensemble import (
     design_members,
     initialise,
     members_per_program,
-    split_programs,
 )
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_json, write_json, write_tensors, write_text
 from ridgescope.train.optimisers import OptimiserFactory
-from ridgescope.train.progress import LINE_EVERY, say
+from ridgescope.train.plan import checkpoint_path, finished, plan_programs
 from ridgescope.train.provenance import environment
 from ridgescope.train.training import EnsembleTraining, Status
 
@@ -61,11 +65,14 @@ def train_cell(
     dtype: torch.dtype,
     accelerator: str,
     memory: int,
+    checkpoint_every: float = 60.0,
     logger: WandbLogger | None = None,
 ) -> dict[str, Any]:
     """Train every member of a cell and write the folder; returns the content of ``done.json``.
 
-    A finished cell returns at once. Raises ``UserError`` for impossible settings, or when every member diverged.
+    A finished cell returns at once; an interrupted one goes on from its last checkpoint, written every
+    ``checkpoint_every`` seconds, and ends bit-identical on a CPU. Raises ``UserError`` for impossible settings, or when
+    every member diverged, and ``Interrupted`` where a signal stopped it (:mod:`ridgescope.train.interruption`).
     """
     _check(ridges, num_seeds, alpha, max_steps, tolerance)
     if is_done(folder):
@@ -83,21 +90,24 @@ def train_cell(
                 f"ridge 0 with P C = {residuals} residuals >= {network.num_parameters} parameters has no interpolating "
                 f"optimum; use a positive ridge, a wider network, or a smaller train_size"
             )
-        _describe(folder, config, data, network, initial)
+        identity = cell_hash(config)
+        _describe(folder, config, identity, data, network, initial)
         members = design_members(design, seeds, num_draws, ridges)
         cost = optimiser.bytes_per_member(network.num_parameters, residuals, initial.element_size())
-        one = network.activation_bytes(initial[:1].clone(), data.pool_inputs[:1][None])
+        one = network.activation_bytes(initial[:1], data.pool_inputs[:1])
         # kept for a backward pass, and about as much again in its temporaries and in a forward derivative
         cost += 3 * one * (batch_size or num_samples)
-        programs = split_programs(members, members_per_program(cost, memory))
+        programs = plan_programs(folder, members, members_per_program(cost, memory))
         for index, program in enumerate(programs):
-            if (folder / f"program-{index:03d}.json").exists():
+            checkpoints = CheckpointFile(checkpoint_path(folder, index), identity, program)
+            if finished(folder, index) is not None:
+                checkpoints.remove()  # of a process that died between the two
                 continue
-            rows = initial[[seeds.index(m.seed) for m in program]]
-            module = RidgeData(data, batch_size=batch_size, seed=seed)
+            start = checkpoints.read()
+            module = RidgeData(data, batch_size=batch_size, seed=seed, first_step=start.step if start else 0)
             training = EnsembleTraining(
                 network,
-                rows,
+                initial[[seeds.index(m.seed) for m in program]],
                 program,
                 inputs=module.inputs,
                 targets=module.targets,
@@ -105,29 +115,36 @@ def train_cell(
                 optimiser=optimiser,
                 batch_size=batch_size,
                 tolerance=tolerance,
+                max_steps=max_steps,
             )
-            fit(training, module, max_steps, accelerator, logger, folder / "metrics.csv", index)
-            _save_program(folder, index, training)
+            with interruption.deferred():
+                callbacks = [
+                    MetricsFile(folder / "metrics.csv", index),
+                    PlainProgress(),
+                    Checkpoints(checkpoints, start, checkpoint_every),
+                ]
+                fit(training, module, accelerator=accelerator, logger=logger, callbacks=callbacks)
+                _save_program(folder, index, training)
+                checkpoints.remove()
         return _finish(folder, len(programs), time.monotonic() - started)
 
 
 def fit(
     training: EnsembleTraining,
     data: RidgeData,
-    max_steps: int,
-    accelerator: str,
-    logger: WandbLogger | None,
-    metrics: Path,
-    program: int = 0,
+    *,
+    accelerator: str = "cpu",
+    logger: WandbLogger | None = None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> None:
-    """One Lightning fit of one program."""
+    """One Lightning fit of one program: a single epoch without end, which the training itself stops."""
     trainer = L.Trainer(
-        max_steps=max_steps,
-        max_epochs=-1,
+        max_epochs=1,
         accelerator=accelerator,
         devices=1,
         logger=logger if logger is not None else False,
-        callbacks=[MetricsFile(metrics, program), PlainProgress(max_steps)],
+        callbacks=list(callbacks),
+        plugins=[LightningEnvironment()],  # one process, whatever batch system it runs under
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -138,96 +155,6 @@ def fit(
 
 def is_done(folder: Path) -> bool:
     return (folder / "done.json").is_file()
-
-
-class MetricsFile(L.Callback):
-    """Appends one row per member to ``metrics.csv``; a restart adds rows with a higher ``restart``, never fewer."""
-
-    columns = (
-        "restart",
-        "program",
-        "step",
-        "member",
-        "loss",
-        "train_risk",
-        "optimality_gap",
-        "active",
-        "seconds",
-    )
-
-    def __init__(self, path: Path, program: int, every: int = 10) -> None:
-        self.path, self.program, self.every = path, program, every
-
-    def on_fit_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
-        self.start, self.restart = time.monotonic(), 0
-        if self.path.exists():
-            with self.path.open() as handle:
-                rows = [int(row["restart"]) for row in csv.DictReader(handle) if row["program"] == str(self.program)]
-            self.restart = max(rows, default=-1) + 1
-        else:
-            self._append([self.columns])
-
-    def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.every == 0 or trainer.should_stop:
-            self._record(trainer, training)
-
-    def on_train_end(self, trainer: L.Trainer, training: L.LightningModule) -> None:
-        self._record(trainer, training)
-
-    def _record(self, trainer: L.Trainer, training: L.LightningModule) -> None:
-        assert isinstance(training, EnsembleTraining)
-        seconds = f"{time.monotonic() - self.start:.3f}"
-        columns = (training.losses, training.fits, training.gaps, training.active)
-        values = zip(*(column.tolist() for column in columns), strict=True)
-        self._append(
-            [
-                (
-                    self.restart,
-                    self.program,
-                    trainer.global_step,
-                    e,
-                    f"{a!r}",
-                    f"{b!r}",
-                    f"{c!r}",
-                    int(d),
-                    seconds,
-                )
-                for e, (a, b, c, d) in enumerate(values)
-            ]
-        )
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(
-                {
-                    "train/loss": float(training.losses.median()),
-                    "train/risk": float(training.fits.median()),
-                    "train/optimality_gap": float(training.gaps.max()),
-                    "train/active_members": float(training.active.sum()),
-                    "trainer/global_step": float(trainer.global_step),
-                }
-            )
-
-    def _append(self, rows: Sequence[Sequence[object]]) -> None:
-        with self.path.open("a", newline="") as handle:
-            csv.writer(handle).writerows(rows)
-
-
-class PlainProgress(L.Callback):
-    """A line every half minute; most programs finish before the first."""
-
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
-
-    def on_train_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
-        self.last = time.monotonic()
-
-    def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
-        if time.monotonic() - self.last >= LINE_EVERY:
-            assert isinstance(training, EnsembleTraining)
-            self.last = time.monotonic()
-            say(
-                f"  step {trainer.global_step} of at most {self.max_steps}: {int(training.active.sum())} of "
-                f"{len(training.members)} members still training, largest gap {float(training.gaps.max()):.1e}"
-            )
 
 
 def _check(ridges: Sequence[float], num_seeds: int, alpha: float, max_steps: int, tolerance: float) -> None:
@@ -261,13 +188,20 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _describe(folder: Path, config: dict[str, Any], data: PreparedData, network: FlatNetwork, initial: Tensor) -> None:
+def _describe(
+    folder: Path, config: dict[str, Any], identity: str, data: PreparedData, network: FlatNetwork, initial: Tensor
+) -> None:
     """Everything known before training; a restart must find the same."""
+    described = folder / "config.yaml"
+    if described.exists():
+        before = OmegaConf.to_container(OmegaConf.load(described))
+        if not isinstance(before, dict) or cell_hash({str(key): value for key, value in before.items()}) != identity:
+            raise UserError(f"{folder} was begun with another config; delete the folder or choose another output")
     hashes = data.splits.hashes()
     previous = folder / "splits.json"
     if previous.exists() and read_json(previous)["hashes"] != hashes:
         raise UserError(f"{folder} was begun with other splits; delete the folder or choose another output")
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_text(described, OmegaConf.to_yaml(OmegaConf.create(config)))
     write_json(previous, {"hashes": hashes, "seed": config["data"]["seed"]})
     write_tensors(
         folder / "splits.safetensors",

@@ -103,11 +103,12 @@ class TrainConfig:
     dtype: str = "float64"
     accelerator: str = "auto"
     memory: str = "3GB"
+    checkpoint_every: float = 60.0  # seconds
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
 # Where a cell is written and how it is watched changes nothing in it.
-_NOT_PART_OF_A_CELL = ("output", "name", "logging", "memory", "accelerator")
+_NOT_PART_OF_A_CELL = ("output", "name", "logging", "memory", "accelerator", "checkpoint_every")
 
 
 def register() -> None:

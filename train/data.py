@@ -5,6 +5,8 @@ Draws are nested in P: the first P entries of a draw's permutation of the pool, 
 """
 
 import hashlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from ridgescope.train.errors import UserError
 from ridgescope.train.sources import Images, Source, load_source
@@ -189,38 +191,38 @@ def _digest(index: Tensor) -> str:
     return hashlib.sha256(index.numpy().astype(np.dtype("<i8")).tobytes()).hexdigest()[:16]
 
 
-class _BatchPositions(Sampler[Tensor]):
-    """Yields positions 0..P-1 in batches: the whole set again and again, or a fresh permutation per epoch."""
+class BatchPositions(IterableDataset[Tensor]):
+    """Positions 0..P-1 of each step's batch, without end: all of them, or the batches of a fresh permutation per epoch.
 
-    def __init__(self, num_samples: int, batch_size: int | None, steps_per_epoch: int, seed: int) -> None:
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.num_batches = steps_per_epoch if batch_size is None else max(1, num_samples // batch_size)
-        self.epoch = 0
+    A batch is a function of the seed and the number of its step, so that training can go on from any step. Epochs
+    drop the remainder of P / batch_size.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, num_samples: int, batch_size: int | None, seed: int, first_step: int = 0) -> None:
+        super().__init__()
+        self.num_samples, self.batch_size, self.seed, self.first_step = num_samples, batch_size, seed, first_step
+        self.steps_per_epoch = 1 if batch_size is None else num_samples // batch_size
 
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        if self.batch_size is None:
-            yield from [torch.arange(self.num_samples)] * self.num_batches
-        else:
-            order = _permutation(self.num_samples, hash_seed(self.seed, "epoch", self.epoch))
-            for i in range(self.num_batches):
-                yield order[i * self.batch_size : (i + 1) * self.batch_size]
+    def __iter__(self) -> Iterator[Tensor]:
+        everything = torch.arange(self.num_samples)
+        for epoch in itertools.count(self.first_step // self.steps_per_epoch):
+            if self.batch_size is None:
+                yield everything
+                continue
+            order = _permutation(self.num_samples, hash_seed(self.seed, "epoch", epoch))
+            skipped = max(0, self.first_step - epoch * self.steps_per_epoch)
+            yield from order.split(self.batch_size)[skipped : self.steps_per_epoch]
 
 
 class RidgeData(L.LightningDataModule):
-    """Training sets of all draws, side by side: a batch is ``(positions, inputs (D, b, ...), targets (D, b, C))``.
+    """Training sets of all draws, side by side: ``inputs`` (D, P, ...), ``targets`` (D, P, C).
 
-    Full batch when ``batch_size`` is None; then an epoch is ``steps_per_epoch`` repetitions of the same batch,
-    because a Lightning epoch costs milliseconds and a step of a small ensemble less.
+    A batch is positions in these sets, (b,); it is full when ``batch_size`` is None. Training begins with the batch
+    of step ``first_step``.
     """
 
     def __init__(
-        self, data: PreparedData, *, batch_size: int | None = None, steps_per_epoch: int = 50, seed: int = 0
+        self, data: PreparedData, *, batch_size: int | None = None, seed: int = 0, first_step: int = 0
     ) -> None:
         super().__init__()
         num_samples = data.splits.train.shape[1]
@@ -228,16 +230,7 @@ class RidgeData(L.LightningDataModule):
             raise UserError(f"batch_size={batch_size} must lie between 1 and train_size={num_samples}")
         self.inputs = data.pool_inputs[data.splits.train]  # (D, P, c, h, w)
         self.targets = data.pool_targets[data.splits.train]  # (D, P, C)
-        self.sampler = _BatchPositions(num_samples, batch_size, steps_per_epoch, seed)
+        self.batches = BatchPositions(num_samples, batch_size, seed, first_step)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        # dataset, batch and collate are all one indexing operation on tensors in memory
-        def collate(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return positions, self.inputs[:, positions], self.targets[:, positions]
-
-        return DataLoader(_Identity(), sampler=self.sampler, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
-
-
-class _Identity(torch.utils.data.Dataset[Tensor]):
-    def __getitem__(self, item: Tensor) -> Tensor:
-        return item
+        return DataLoader(self.batches, batch_size=None)

@@ -81,19 +81,27 @@ class FlatNetwork:
 
         return vmap(one)(self.unflatten(theta), inputs)
 
-    def activation_bytes(self, theta: Tensor, inputs: Tensor) -> int:
-        """What autograd keeps for the backward pass of one member (1, p) on one input (1, 1, ...)."""
-        kept = 0
+    def activation_bytes(self, theta: Tensor, x: Tensor) -> int:
+        """What autograd keeps for the backward pass of one member, theta (1, p), for each input like x (1, ...).
+
+        The difference between two inputs and one: parameters, and what derives from them alone, drop out.
+        """
+        theta = theta.detach().clone().requires_grad_()
+        return self._kept_bytes(theta, torch.cat([x, x])[None]) - self._kept_bytes(theta, x[None].clone())
+
+    def _kept_bytes(self, theta: Tensor, inputs: Tensor) -> int:
+        kept: dict[int, int] = {}
 
         def count(tensor: Tensor) -> Tensor:
-            nonlocal kept
-            # the parameters are kept by reference, once for all inputs
-            kept += tensor.numel() * tensor.element_size() if tensor.numel() not in self.sizes else 0
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()  # views share one
             return tensor
 
         with saved_tensors_hooks(count, lambda tensor: tensor):
-            self.outputs(theta.requires_grad_(), inputs)
-        return kept
+            outputs = self.outputs(theta, inputs)
+        del outputs  # until here the graph kept them all alive: no address was used twice
+        kept.pop(inputs.untyped_storage().data_ptr(), None)  # held anyway
+        return sum(kept.values())
 
 
 def initialise(

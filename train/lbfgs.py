@@ -21,7 +21,7 @@ from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]
 Linearise = Callable[[Tensor, Tensor], Linear]
-"""``(points (E, p), members (k,)) -> (gradients (k, p) -> H0 gradients (k, p))`` at those members' points."""
+"""``(points (k, p), members (k,)) -> (gradients (k, p) -> H0 gradients (k, p))`` at these points of these members."""
 
 _ARMIJO = 1e-4
 # A pair whose curvature is below rounding would poison the history.
@@ -48,14 +48,14 @@ class EnsembleLBFGS(torch.optim.Optimizer):
 
     The closure returns the losses (E,) and leaves their gradients in ``theta.grad``. ``theta`` holds a *trial*
     point between steps; :meth:`restore` puts back the last accepted one.
-    Cost per step: one closure, one preconditioning, 4 m E p multiply-adds. Memory: (2 m + 4) E p numbers.
+    Cost per step: one closure, one preconditioning, 4 m E p multiply-adds. Memory: (2 m + 5) E p numbers.
+    All that it knows is in ``state``: with it put back, the next step is the one that would have followed.
     """
 
     def __init__(self, theta: Tensor, linearise: Linearise, *, history: int = 6, refresh: int = 10) -> None:
         super().__init__([theta], {})
         self.linearise, self.history, self.refresh = linearise, history, refresh
-        self._precondition: Linear | None = None
-        self._covered: Tensor | None = None  # the members that the present preconditioner serves
+        self._precondition: Linear | None = None  # made of state["anchor"], the points of the members "covered"
 
     @property
     def _theta(self) -> Tensor:
@@ -93,15 +93,15 @@ class EnsembleLBFGS(torch.optim.Optimizer):
             accepted = self._line_search(state, theta, losses, gradient)
             state["evaluations"] += 1
         moving = ~state["frozen"]
-        if self._precondition is None or int(state["evaluations"]) % self.refresh == 0:
-            # the old factors go before the new ones are made: they are the largest tensors of all
-            self._precondition = None
-            self._covered = moving.nonzero()[:, 0]
-            with torch.enable_grad():  # the kernel is made of backward passes
-                self._precondition = self.linearise(state["point"], self._covered)
+        if int(state["evaluations"]) % self.refresh == 0:
+            state["covered"] = moving.nonzero()[:, 0]
+            state["anchor"] = state["point"][state["covered"]].clone()
+            self._linearise_at_anchor(state)
             state["curvature"].zero_()
         else:
             moving = moving & accepted
+            if self._precondition is None:  # after a restart
+                self._linearise_at_anchor(state)
         if bool(moving.any()):
             self._new_direction(state, moving)
         theta.copy_(state["point"] + state["step"][:, None] * state["direction"])
@@ -116,6 +116,12 @@ class EnsembleLBFGS(torch.optim.Optimizer):
         state["evaluations"] = torch.zeros((), dtype=torch.int64)
         state["moves"], state["changes"] = theta.new_zeros(shape), theta.new_zeros(shape)
         state["curvature"] = losses.new_zeros(self.history, len(losses))  # s.y of each pair; 0 = empty
+
+    def _linearise_at_anchor(self, state: dict[str, Tensor]) -> None:
+        # the old factors go before the new ones are made: they are the largest tensors of all
+        self._precondition = None
+        with torch.enable_grad():  # the kernel is made of backward passes
+            self._precondition = self.linearise(state["anchor"], state["covered"])
 
     def _line_search(self, state: dict[str, Tensor], theta: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
         """Armijo: accepted members move and learn a pair, the others shorten their step."""
@@ -149,7 +155,7 @@ class EnsembleLBFGS(torch.optim.Optimizer):
             q -= alpha[:, None] * state["changes"][i]
             alphas.append(alpha)
         r = torch.zeros_like(q)
-        r[self._covered] = self._precondition(q[self._covered])
+        r[state["covered"]] = self._precondition(q[state["covered"]])
         for i, alpha in zip(range(self.history), reversed(alphas), strict=True):
             beta = weight[i] * (state["changes"][i] * r).sum(1)
             r += (alpha - beta)[:, None] * state["moves"][i]

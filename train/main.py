@@ -83,6 +83,8 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
         raise UserError(f"dtype={plain['dtype']!r} is unknown; choose float64 or float32")
     dtype = _DTYPES[plain["dtype"]]
     memory = parse_memory(plain["memory"])
+    if not 0 <= plain["checkpoint_every"] < float("inf"):
+        raise UserError(f"checkpoint_every={plain['checkpoint_every']} is a number of seconds; choose 60, or 0 for all")
     try:
         factory = instantiate(plain["model"], _partial_=True)
         optimiser = instantiate(plain["optimiser"])
@@ -112,6 +114,7 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
             optimiser=optimiser,
             dtype=dtype,
             memory=memory,
+            checkpoint_every=plain["checkpoint_every"],
             logger=logger,
             **{key: plain[key] for key in _PASSED_ON},
         )

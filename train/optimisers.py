@@ -48,7 +48,7 @@ class KernelLBFGS:
         return EnsembleLBFGS(training.theta, partial(_linearise, training), history=self.history, refresh=self.refresh)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * ((2 * self.history + 10) * num_parameters + 2 * num_residuals**2)
+        return itemsize * ((2 * self.history + 11) * num_parameters + 2 * num_residuals**2)
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,16 @@ def _positive(rate: float) -> float:
 
 
 def _linearise(training: "EnsembleTraining", points: Tensor, index: Tensor) -> Linear:
-    """The preconditioner at ``points[index]``. Members with one seed and draw share their kernel at the start."""
+    """The preconditioner at ``points`` (k, p) of the members ``index`` (k,). Members with one seed and draw share their
+    kernel at the start."""
     penalty = training.penalty[index]
     grams: dict[bytes, Tensor] = {}
     factors, floors = [], []
-    for e, c in zip(index.tolist(), penalty, strict=True):
-        key = points[e].cpu().numpy().tobytes() + str(training.members[e].draw).encode()
+    for row, e, c in zip(points, index.tolist(), penalty, strict=True):
+        key = row.cpu().numpy().tobytes() + str(training.members[e].draw).encode()
         if key not in grams:
             grams.clear()  # neighbours share; one kernel at a time in memory
-            parameters = {n: v[0] for n, v in training.network.unflatten(points[e : e + 1]).items()}
+            parameters = {n: v[0] for n, v in training.network.unflatten(row[None]).items()}
             inputs = training.inputs[training.members[e].draw]
             grams[key] = training.alpha**2 * empirical_ntk(training.network.skeleton, parameters, inputs)
         gram = grams[key]

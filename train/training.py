@@ -32,6 +32,9 @@ Status = Literal["converged", "stagnated", "not converged", "diverged"]
 
 _WINDOW = 20  # evaluations of a line search in which a loss must still fall
 
+# What a step changes, with theta; everything else follows from the config.
+_STATE = ("active", "diverged", "stagnated", "window_loss", "steps", "losses", "fits", "gaps", "first_gradient")
+
 
 class EnsembleTraining(L.LightningModule):
     """Glue between an ensemble, its loss and an optimiser.
@@ -67,9 +70,11 @@ class EnsembleTraining(L.LightningModule):
         optimiser: OptimiserFactory,
         batch_size: int | None = None,
         tolerance: float = 1e-6,
+        max_steps: int = 2000,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.step, self.max_steps = 0, max_steps  # done, and allowed at most
         self.network, self.members, self.alpha = network, list(members), alpha
         self.batch_size, self.tolerance, self.optimiser = batch_size, tolerance, optimiser
         self.num_samples = inputs.shape[1]
@@ -102,26 +107,42 @@ class EnsembleTraining(L.LightningModule):
         with torch.no_grad():
             self.offset = self.network.outputs(self.initial, self.inputs[self.draw_index])  # h0: (E, P, C)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        positions, inputs, targets = batch
+    def training_step(self, positions: Tensor, batch_idx: int) -> None:
         optimiser = self.optimizers()
         assert isinstance(optimiser, L.pytorch.core.optimizer.LightningOptimizer)
         before = self.theta.detach().clone()
-        optimiser.step(closure=partial(self._evaluate, positions, inputs, targets))
+        optimiser.step(closure=partial(self._evaluate, positions))
         self.steps += self.active
+        self.step += 1
         if self.batch_size is None:
             self._settle(optimiser.optimizer)
         if not isinstance(optimiser.optimizer, EnsembleLBFGS):
             with torch.no_grad():  # a finished member stays where its gradient was judged; momentum goes no further
                 self.theta[~self.active] = before[~self.active]
-
-    def on_train_epoch_end(self) -> None:
-        """A minibatch gradient says nothing about the optimum: judge by the full one, once per epoch."""
-        if self.batch_size is not None:
+        if self.batch_size is not None and self.step % (self.num_samples // self.batch_size) == 0:
+            # a minibatch gradient says nothing about the optimum: judge by the full one, once per epoch
             with torch.enable_grad():
-                everything = torch.arange(self.num_samples)
-                self._evaluate(everything, self.inputs, self.targets)
+                self._evaluate(torch.arange(self.num_samples, device=self.device))
             self._settle(None)
+        if self.finished:
+            self.trainer.should_stop = True
+
+    @property
+    def finished(self) -> bool:
+        """No step is left, or no member."""
+        return self.step >= self.max_steps or not bool(self.active.any())
+
+    def progress(self) -> dict[str, Tensor]:
+        """What the steps have changed, by name, for a checkpoint; the optimiser's state is its own."""
+        return {"theta": self.theta.detach()} | {name: getattr(self, name) for name in _STATE}
+
+    def resume(self, step: int, progress: dict[str, Tensor]) -> None:
+        """Go on after ``step`` steps, from what :meth:`progress` gave then."""
+        self.step = step
+        with torch.no_grad():
+            self.theta.copy_(progress["theta"])
+        for name in _STATE:
+            setattr(self, name, progress[name].to(self.device))
 
     def on_train_end(self) -> None:
         optimiser = self.optimizers(use_pl_optimizer=False)
@@ -141,9 +162,9 @@ class EnsembleTraining(L.LightningModule):
         ]
 
     def tangent_products(self, points: Tensor, index: Tensor) -> tuple[Linear, Linear]:
-        """``v (k, p) -> J v (k, P C)`` and ``u (k, P C) -> J^T u (k, p)``, J = df/dtheta of the members ``index``
-        at their ``points``. Columns are output-major (c P + mu), as in the empirical kernel."""
-        inputs, theta = self.inputs[self.draw_index[index]], points[index].detach().clone()
+        """``v (k, p) -> J v (k, P C)`` and ``u (k, P C) -> J^T u (k, p)``, J = df/dtheta of the members ``index`` (k,)
+        at ``points`` (k, p). Columns are output-major (c P + mu), as in the empirical kernel."""
+        inputs, theta = self.inputs[self.draw_index[index]], points.detach().clone()
 
         def predict(row: Tensor) -> Tensor:
             return self.alpha * self.network.outputs(row, inputs).transpose(1, 2).flatten(1)
@@ -168,12 +189,12 @@ class EnsembleTraining(L.LightningModule):
         # power iteration approaches from below; the margin covers what is left after 30 rounds
         return float((2 * (1.1 * top + self.penalty)).max())
 
-    def _evaluate(self, positions: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _evaluate(self, positions: Tensor) -> Tensor:
         """Losses (E,), fresh for the members still training; leaves their gradients in ``theta.grad``."""
         busy = self.active.nonzero()[:, 0]
         draws = self.draw_index[busy]
-        raw = self.network.outputs(self.theta[busy], inputs[draws])
-        residual = self.alpha * (raw - self.offset[busy][:, positions]) - targets[draws]
+        raw = self.network.outputs(self.theta[busy], self.inputs[:, positions][draws])
+        residual = self.alpha * (raw - self.offset[busy][:, positions]) - self.targets[:, positions][draws]
         fits = residual.square().sum((1, 2)) / residual.shape[1]
         losses = fits + self.penalty[busy] * (self.theta[busy] - self.initial[busy]).square().sum(1)
         (self.theta.grad,) = torch.autograd.grad(losses.sum(), self.theta)
@@ -182,7 +203,7 @@ class EnsembleTraining(L.LightningModule):
         return self.losses
 
     def _settle(self, optimiser: torch.optim.Optimizer | None) -> None:
-        """Update gaps, retire members that have converged or diverged, stop when none is left."""
+        """Update gaps; retire members that have converged or diverged."""
         losses, gradient = self.losses, self.theta.grad
         if isinstance(optimiser, EnsembleLBFGS):
             losses, gradient = optimiser.accepted()
@@ -203,5 +224,3 @@ class EnsembleTraining(L.LightningModule):
         if isinstance(optimiser, EnsembleLBFGS) and bool(finished.any()):
             optimiser.freeze(finished)
         self.active &= ~finished
-        if not bool(self.active.any()):
-            self.trainer.should_stop = True

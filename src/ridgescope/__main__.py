@@ -3,6 +3,9 @@
 import os
 import sys
 
+from ridgescope.train.errors import Interrupted
+from ridgescope.train.interruption import listen
+
 COMMANDS = {
     "validate": "train a ladder of networks and project it onto the theory: the main job",
     "train": "train one cell, or with -m a Hydra multirun of cells",
@@ -15,7 +18,10 @@ USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
 
 
 def main() -> int:
-    """Dispatch to a command; every mistake of a user ends as one line on stderr and exit status 2."""
+    """Dispatch to a command; every mistake of a user ends as one line on stderr and exit status 2.
+
+    A command that SIGTERM or SIGUSR1 stops ends as one line and exit status 75: the same command continues.
+    """
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(USAGE + "\n\n'ridgescope COMMAND --help' shows a command's settings.")
@@ -34,7 +40,12 @@ def main() -> int:
     sys.argv = [f"ridgescope {words[0]}", *words[1:]]
     # Hydra then raises what went wrong instead of printing it its own way
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    return _run(words[0])
+    try:
+        listen()  # before torch is imported, which takes seconds
+        return _run(words[0])
+    except Interrupted as stop:
+        print(f"ridgescope: {stop}", file=sys.stderr)
+        return stop.status
 
 
 def _run(command: str) -> int:

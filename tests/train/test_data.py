@@ -1,6 +1,7 @@
 """Splits, targets and normalisation; real images where they are on disk, and files that are damaged."""
 
 import gzip
+import itertools
 import struct
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ridgescope.train.data import RidgeData, encode_targets, hash_seed, prepare_data
+from ridgescope.train.data import PreparedData, RidgeData, encode_targets, hash_seed, prepare_data
 from ridgescope.train.errors import UserError
 from ridgescope.train.sources import load_source
 
@@ -153,13 +154,22 @@ def test_fashion_mnist_from_debians_files(fashion_mnist: Path) -> None:
     assert len(set(data.pool_labels.tolist())) == 10
 
 
+def batches(data: PreparedData, count: int, **settings: int) -> list[list[int]]:
+    loader = RidgeData(data, **settings).train_dataloader()
+    return [positions.tolist() for positions in itertools.islice(loader, count)]
+
+
 def test_a_full_batch_repeats_and_a_minibatch_epoch_visits_each_point_once() -> None:
     data = digits()
-    full = list(RidgeData(data, steps_per_epoch=3).train_dataloader())
-    assert len(full) == 3
-    assert all(positions.tolist() == list(range(50)) for positions, _, _ in full)
-    mini = RidgeData(data, batch_size=10)
-    first = [positions for positions, _, _ in mini.train_dataloader()]
-    assert sorted(torch.cat(first).tolist()) == list(range(50))
-    mini.sampler.set_epoch(1)
-    assert torch.cat([p for p, _, _ in mini.train_dataloader()]).tolist() != torch.cat(first).tolist()
+    assert batches(data, 3) == [list(range(50))] * 3
+    two_epochs = batches(data, 10, batch_size=10)
+    for epoch in (two_epochs[:5], two_epochs[5:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(50))
+    assert two_epochs[:5] != two_epochs[5:]
+
+
+def test_batches_continue_at_any_step_as_if_they_had_never_stopped() -> None:
+    data = digits()
+    everything = batches(data, 20, batch_size=15)  # three batches an epoch, five points left out of each
+    for first in (1, 2, 3, 7):
+        assert batches(data, 20 - first, batch_size=15, first_step=first) == everything[first:]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.models import CNN, MLP, empirical_ntk, linearised_predict
+from ridgescope.train.callbacks import MetricsFile
 from ridgescope.train.cell import fit
 from ridgescope.train.data import PreparedData, RidgeData, prepare_data
 from ridgescope.train.ensemble import (
@@ -39,6 +40,7 @@ def prepare(
     width: int = 32,
     kind: type = MLP,
     batch_size: int | None = None,
+    max_steps: int = 200,
     **network: Any,
 ) -> tuple[EnsembleTraining, RidgeData]:
     factory = partial(kind, width=width, depth=2, activation="gelu", **network)
@@ -56,14 +58,14 @@ def prepare(
         alpha=alpha,
         optimiser=optimiser,
         batch_size=batch_size,
+        max_steps=max_steps,
     )
     return training, module
 
 
 def trained(data: PreparedData, members: list[Member], optimiser: OptimiserFactory, tmp_path: Path, **settings: Any):  # type: ignore[no-untyped-def]
-    steps = settings.pop("max_steps", 200)
     training, module = prepare(data, members, optimiser, **settings)
-    fit(training, module, steps, "cpu", None, tmp_path / "metrics.csv")
+    fit(training, module, callbacks=[MetricsFile(tmp_path / "metrics.csv", 0)])
     return training
 
 
@@ -148,8 +150,9 @@ def test_a_relu_network_stops_where_its_loss_no_longer_falls(data: PreparedData,
         targets=module.targets,
         alpha=10.0,
         optimiser=KernelLBFGS(),
+        max_steps=1000,
     )
-    fit(training, module, 1000, "cpu", None, tmp_path / "metrics.csv")
+    fit(training, module)
     assert training.statuses()[0] in ("converged", "stagnated")
     assert int(training.steps[0]) < 1000
 
