@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ridgescope.models.patches import Geometry, Patches
+
 
 def _draw(layer: nn.Linear | nn.Conv2d, weight_std: float, bias_std: float, generator: torch.Generator | None) -> None:
     nn.init.normal_(layer.weight, std=weight_std, generator=generator)
@@ -75,7 +77,7 @@ class ScaledConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dtype == torch.float64 and input.device.type == "cpu":
-            output = self.weight_scale * _convolve(input, self.weight, self.stride[0])
+            output = self.weight_scale * _convolve(input, self.weight, Geometry.of(self))
         else:
             output = self.weight_scale * F.conv2d(input, self.weight, stride=self.stride, padding=self.padding)
         return output if self.bias is None else output + self.bias_scale * self.bias[:, None, None]
@@ -85,15 +87,10 @@ class ScaledConv2d(nn.Conv2d):
         return 9 * self.in_channels
 
 
-def _convolve(input: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The 3x3 convolution as a matrix product over shifted copies.
+def _convolve(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution as a matrix product over patches.
 
     float64 has no fast convolution on a CPU: torch's own, grouped as an ensemble needs it, takes six times as long.
     """
-    n, channels, height, width = input.shape
-    rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
-    padded = F.pad(input, (1, 1, 1, 1))
-    reach = [(i, i + stride * (rows - 1) + 1, j, j + stride * (columns - 1) + 1) for i in range(3) for j in range(3)]
-    shifted = torch.stack([padded[:, :, i:down:stride, j:right:stride] for i, down, j, right in reach], dim=2)
-    product = weight.flatten(1) @ shifted.reshape(n, channels * 9, rows * columns)
-    return product.reshape(n, -1, rows, columns)
+    product = weight.flatten(1) @ Patches.apply(input, geometry)
+    return product.unflatten(2, geometry.positions(*input.shape[2:]))

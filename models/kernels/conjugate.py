@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.checks import Parameters, checked_outputs, checked_parameters
-from ridgescope.models.kernels.layers import layer_inputs, run_recorded, supported_layers
+from ridgescope.models.kernels.layers import run_recorded, supported_layers
 
 
 def conjugate_kernel(
@@ -48,9 +48,9 @@ def _readout_inputs(model: nn.Module, params: Parameters, x: Tensor, batch: int)
 
 def _one_batch(model: nn.Module, params: Parameters, linear: Mapping[str, nn.Linear], x: Tensor) -> Tensor:
     outputs, uses = run_recorded(model, params, linear, x)
-    for name, calls in uses.items():
+    for calls in uses.values():
         if len(calls) == 1 and calls[0].is_outcome(outputs):
-            return layer_inputs(linear[name], calls)[:, 0]
+            return calls[0].inputs[:, 0]
     raise ValueError(
         "the model's outputs are not those of one nn.Linear or ScaledLinear, so it has no conjugate "
         "kernel; end it in a linear layer with weights of its own"

@@ -55,36 +55,44 @@ def empirical_ntk(
     params = checked_parameters(model, params, x1, *(() if x2 is None else (x2,)))
     num_outputs = checked_outputs(model, params, x1)
     plan = make_plan(model, params, x1, num_outputs, trace=form == "trace")
-    block, chunk = _blocks(plan, x1, memory_bytes)
+    rows, columns = len(x1), len(x1) if x2 is None else len(x2)
+    block, other_block, chunk = _blocks(plan, rows, columns, x1, memory_bytes)
     outputs = num_outputs if form == "full" else 1
-    columns = len(x1) if x2 is None else len(x2)
     kernel = next(iter(params.values())).new_zeros(outputs, len(x1), outputs, columns)
-    for start in range(0, len(x1), block):
-        p = slice(start, start + block)
+    for start in range(0, rows, block):
+        p = slice(start, min(start + block, rows))
         left = layer_factors(plan, x1[p], chunk)
-        for other in range(start if x2 is None else 0, columns, block):
-            q = slice(other, other + block)
-            diagonal = x2 is None and p == q
-            right = left if diagonal else layer_factors(plan, (x1 if x2 is None else x2)[q], chunk)
-            tile = kernel[:, p, :, q]
-            accumulate(tile, left, right, symmetric=diagonal, memory=memory_bytes / 4)
-            if diagonal:
-                mirror(tile)
-            elif x2 is None:
-                kernel[:, q, :, p] = tile.permute(2, 3, 0, 1)
+        if x2 is None:
+            accumulate(kernel[:, p, :, p], left, left, symmetric=True, memory=memory_bytes / 10)
+            mirror(kernel[:, p, :, p])
+        for other in range(p.stop if x2 is None else 0, columns, other_block):
+            q = slice(other, other + other_block)
+            right = layer_factors(plan, (x1 if x2 is None else x2)[q], chunk)
+            accumulate(kernel[:, p, :, q], left, right, symmetric=False, memory=memory_bytes / 10)
+            if x2 is None:
+                kernel[:, q, :, p] = kernel[:, p, :, q].permute(2, 3, 0, 1)
     if form == "trace":
         kernel /= num_outputs
     return kernel.reshape(outputs * len(x1), outputs * columns)
 
 
-def _blocks(plan: Plan, x: Tensor, memory_bytes: int | float) -> tuple[int, int]:
-    """Inputs whose factors are held at once (two sets: half the memory), and inputs per pass (a quarter)."""
-    size = x.element_size()
-    block = int(memory_bytes / 4 / (size * plan.numbers_per_input))
-    chunk = int(memory_bytes / 4 / (size * plan.working_numbers_per_input))
-    if min(block, chunk) < 1:
-        need = 4 * size * max(plan.numbers_per_input, plan.working_numbers_per_input)
+def _blocks(plan: Plan, rows: int, columns: int, x: Tensor, memory_bytes: int | float) -> tuple[int, int, int]:
+    """Inputs whose factors are held at once, on either side, and inputs per pass.
+
+    The left side gets half the memory, since the right one passes through the network for each of its blocks;
+    the right side gets an eighth, a pass a quarter.
+    """
+    size = x.element_size() if x.is_floating_point() else next(iter(plan.params.values())).element_size()
+    held, working = size * plan.numbers_per_input, size * plan.working_numbers_per_input
+    block, other = int(memory_bytes / 2 / held), int(memory_bytes / 8 / held)
+    chunk = int(memory_bytes / 4 / working)
+    if min(other, chunk) < 1:
         raise ValueError(
-            f"memory_bytes={memory_bytes:g} cannot hold one input of this network; pass at least {need:.2g}"
+            f"memory_bytes={memory_bytes:g} cannot hold one input of this network; "
+            f"pass at least {max(8 * held, 4 * working):.2g}"
         )
-    return min(block, len(x)), min(chunk, 256)
+    fast = max(8, int(PASS_BYTES / (size * plan.largest_numbers_per_input)))
+    return min(block, rows), min(other, columns), min(chunk, fast, 256)
+
+
+PASS_BYTES = 2e6  # of the largest array in a pass: it stays in cache, and its pages are used again

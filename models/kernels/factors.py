@@ -23,8 +23,8 @@ from ridgescope.models.kernels.layers import (
     faithful_layers,
     gradients_of,
     layer_cotangents,
-    layer_inputs,
     run_recorded,
+    stacked_inputs,
     supported_layers,
 )
 
@@ -91,6 +91,11 @@ class Plan:
         return explicit + sum(plan.numbers(self.num_outputs) for plan in self.layers.values())
 
     @property
+    def largest_numbers_per_input(self) -> int:
+        """Numbers of one input in the largest array of a pass."""
+        return max((plan.positions * max(plan.fan_in, plan.fan_out) for plan in self.layers.values()), default=1)
+
+    @property
     def working_numbers_per_input(self) -> int:
         """Preactivations, activations, patches and gradients of one input while a batch passes through."""
         jacobian = 3 * self.num_outputs * sum(self.params[name].numel() for name in self.rest)
@@ -100,9 +105,7 @@ class Plan:
 
 def make_plan(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, num_outputs: int, *, trace: bool) -> Plan:
     """Try the layers on a few inputs, and choose each one's form."""
-    few = x[:4]
-    layers = faithful_layers(model, params, supported_layers(model), few)
-    outputs, uses = run_recorded(model, params, layers, few)
+    layers, outputs, uses = faithful_layers(model, params, supported_layers(model), x[:2])
     plans = {name: _plan_layer(layer, uses[name], outputs, trace) for name, layer in layers.items()}
     covered = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
     rest = tuple(name for name, own in model.named_parameters() if id(own) not in covered)
@@ -110,14 +113,20 @@ def make_plan(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, num_out
 
 
 def _plan_layer(layer: Supported, uses: list[Use], outputs: Tensor, trace: bool) -> LayerPlan:
-    _, positions, fan_in = layer_inputs(layer, uses).shape
+    _, positions, fan_in = stacked_inputs(uses).shape
     fan_out = layer.weight.shape[0]
     form: type[Factor] = Spatial
     if positions == 1:
         form = Diagonal if uses[0].is_outcome(outputs) else Gated
-    elif fan_in <= positions and not prefers_spatial(positions, fan_in, fan_out, outputs.shape[1], trace):
-        form = Explicit
+    elif not prefers_spatial(positions, fan_in, fan_out, outputs.shape[1], trace):
+        gradients = outputs.shape[1] * fan_in * fan_out
+        if gradients <= EXPLICIT_MEMORY * positions * (fan_in + outputs.shape[1] * fan_out):
+            form = Explicit
     return LayerPlan(layer, form, positions, fan_in, fan_out)
+
+
+# Gradients that are kept are formed once and not for every pair of blocks, which is worth this much more memory
+EXPLICIT_MEMORY = 3
 
 
 # The spatial products run at about half the speed of one large matrix product (benchmarks/kernel_entk.py)
@@ -149,7 +158,7 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice) -> N
     layers = {name: layer_plan.layer for name, layer_plan in plan.layers.items()}
     outputs, uses = run_recorded(plan.model, plan.params, layers, x)
     for name, store in kept.items():
-        store.put_inputs(rows, layer_inputs(layers[name], uses[name]))
+        store.put_inputs(rows, stacked_inputs(uses[name]))
     wanted = [name for name, layer_plan in plan.layers.items() if layer_plan.form is not Diagonal]
     flat = [use for name in wanted for use in uses[name]]
     for c in range(plan.num_outputs if wanted else 0):
@@ -183,9 +192,12 @@ class _Store:
             self.inputs[rows] = inputs
 
     def put_cotangents(self, rows: slice, c: int, cotangents: Tensor) -> None:
+        target = self.outer[rows, ..., c, :] if self.trace else self.outer[c, rows]
         if self.layer.form is Explicit:
-            cotangents = (cotangents.transpose(1, 2) @ self.batch_inputs).flatten(1)
-        (self.outer[rows, ..., c, :] if self.trace else self.outer[c, rows])[:] = cotangents
+            shape = (len(target), self.layer.fan_out, self.layer.fan_in)
+            torch.bmm(cotangents.transpose(1, 2), self.batch_inputs, out=target.view(shape))
+        else:
+            target[:] = cotangents
 
     def factor(self) -> Factor:
         if self.layer.form is Diagonal:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels.checks import require_finite
 from ridgescope.models.kernels.duals import DUALS
-from ridgescope.models.kernels.layers import windows
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
 from ridgescope.models.mlp import MLP
 from ridgescope.models.network import Network
+from ridgescope.models.patches import Geometry
 
 Average = Callable[[Tensor], Tensor]
 
@@ -106,7 +106,11 @@ def _prepare(network: Network, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     network.require_input(x)
     first = network.layers[0]
     shape = network.in_shape if isinstance(first, ScaledConv2d) else (-1,)
-    seen = windows(first, x.reshape(len(x), *shape).double()).transpose(0, 1).contiguous()
+    images = x.reshape(len(x), *shape).double()
+    if isinstance(first, ScaledConv2d):
+        seen = Geometry.of(first).patches(images).permute(2, 0, 1).contiguous()
+    else:
+        seen = images[None]
     return seen, _variances(network, (seen * seen).sum(2))
 
 

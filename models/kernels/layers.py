@@ -2,7 +2,8 @@
 
 The positions s are the pixels of a convolution (a is then the patch under the kernel), the tokens of a linear
 layer, and the uses of a layer that is called more than once; a plain dense layer has one. With scales and
-bias put into a, every supported layer looks the same to the contraction.
+bias put into a, every supported layer looks the same to the contraction. A convolution is itself run from its
+patches, as ``[W, b] a``, so that they are cut once.
 
 Axes: n inputs, s positions, k entries of a (fan-in, and one for a bias), o entries of d (fan-out), c outputs.
 """
@@ -10,6 +11,7 @@ Axes: n inputs, s positions, k entries of a (fan-in, and one for a bias), o entr
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +19,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
+from ridgescope.models.patches import Geometry
 
 Supported = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a layer: its input, its output, and the copy that the network went on with."""
+    """One call of a layer: what its weights saw, its output, and the copy that the network went on with."""
 
-    input: Tensor
+    inputs: Tensor  # a of `layer_inputs`
     output: Tensor
     passed_on: Tensor
 
@@ -48,6 +51,7 @@ def supported_layers(model: nn.Module) -> dict[str, Supported]:
         for name, module in model.named_modules()
         if isinstance(module, Supported)
         and _known(module)
+        and "forward" not in vars(module)  # replaced on this very object
         and all(owners[id(parameter)] == 1 for parameter in module.parameters())  # no weights tied across layers
     }
 
@@ -64,22 +68,22 @@ def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
     """Collect every call of the layers; what they return stays differentiable from their outputs on."""
     uses: Uses = {name: [] for name in layers}
 
-    def record(name: str, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def call(name: str, layer: Supported, x: Tensor) -> Tensor:
+        a = layer_inputs(layer, x.detach())
+        output = _convolve(layer, x, a) if isinstance(layer, nn.Conv2d) else type(layer).forward(layer, x)
         if not output.requires_grad:
             output.requires_grad_()
         passed_on = output.clone()  # an in-place activation would overwrite the recorded preactivation
-        uses[name].append(Use(args[0].detach(), output, passed_on))
+        uses[name].append(Use(a, output, passed_on))
         return passed_on
 
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        return lambda module, args, output: record(name, args, output)
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    for name, layer in layers.items():
+        layer.forward = partial(call, name, layer)  # type: ignore[method-assign]
     try:
         yield uses
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers.values():
+            del layer.forward
 
 
 def run_recorded(
@@ -90,12 +94,45 @@ def run_recorded(
         return functional_call(model, dict(params), (x,)), uses
 
 
-def layer_inputs(layer: Supported, uses: list[Use]) -> Tensor:
-    """``a``: inputs or patches over all uses, scaled and with the bias's entry, shape (n, s, k)."""
+def layer_inputs(layer: Supported, x: Tensor) -> Tensor:
+    """``a``: inputs or patches, scaled and with the bias's entry, shape (n, s, k)."""
     scale, bias_scale = getattr(layer, "weight_scale", 1.0), getattr(layer, "bias_scale", 1.0)
-    parts = [windows(layer, scale * use.input) for use in uses]
-    inputs = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-    return inputs if layer.bias is None else F.pad(inputs, (0, 1), value=bias_scale)
+    if isinstance(layer, nn.Linear):
+        rows = scale * x.reshape(len(x), -1, x.shape[-1])
+        return rows if layer.bias is None else F.pad(rows, (0, 1), value=bias_scale)
+    windows = Geometry.of(layer).windows(scale * x)
+    fan_in, positions = windows.shape[1:4].numel(), windows.shape[4:].numel()
+    a = x.new_empty(len(x), fan_in + (layer.bias is not None), positions)
+    a[:, :fan_in].view(windows.shape).copy_(windows)
+    a[:, fan_in:] = bias_scale
+    return a.transpose(1, 2)
+
+
+def stacked_inputs(uses: list[Use]) -> Tensor:
+    """``a`` over all uses, shape (n, s, k)."""
+    return torch.cat([use.inputs for use in uses], dim=1) if len(uses) > 1 else uses[0].inputs
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, a: Tensor) -> Tensor:
+    weight = layer.weight.detach().flatten(1)
+    stacked = weight if layer.bias is None else torch.cat([weight, layer.bias.detach()[:, None]], dim=1)
+    back = getattr(layer, "weight_scale", 1.0) * weight
+    return _Convolution.apply(x, a.transpose(1, 2), stacked, back, Geometry.of(layer))
+
+
+class _Convolution(torch.autograd.Function):
+    """``[W, b] a`` for patches a of an image that are there already, differentiable in the image."""
+
+    @staticmethod
+    def forward(ctx, image, patches, stacked, back, geometry):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(back)
+        ctx.geometry, ctx.size = geometry, image.shape[2:]
+        return (stacked @ patches).unflatten(2, geometry.positions(*ctx.size))
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (back,) = ctx.saved_tensors
+        return ctx.geometry.fold(back.T @ gradient.flatten(2), *ctx.size), None, None, None, None
 
 
 def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:
@@ -105,47 +142,40 @@ def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:
 
 
 def layer_cotangents(layer: Supported, gradients: list[Tensor]) -> Tensor:
-    """``d`` of one output over all uses, shape (n, s, o)."""
+    """``d`` of one output over all uses, shape (n, s, o); a view where the layer is used once."""
     if isinstance(layer, nn.Conv2d):
         gradients = [g.flatten(2).transpose(1, 2) for g in gradients]
     parts = [g.reshape(len(g), -1, g.shape[-1]) for g in gradients]
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
-def windows(layer: Supported, a: Tensor) -> Tensor:
-    """What the weights see at each position, in the order of ``weight.flatten(1)``, shape (n, s, fan-in)."""
-    if isinstance(layer, nn.Linear):
-        return a.reshape(len(a), -1, a.shape[-1])
-    (kernel_h, kernel_w), (stride_h, stride_w) = layer.kernel_size, layer.stride
-    assert not isinstance(layer.padding, str)  # `_known` leaves those out
-    pad_h, pad_w = layer.padding  # strided windows are copied once; F.unfold is several times slower
-    windows = F.pad(a, (pad_w, pad_w, pad_h, pad_h)).unfold(2, kernel_h, stride_h).unfold(3, kernel_w, stride_w)
-    return windows.permute(0, 2, 3, 1, 4, 5).reshape(len(a), -1, layer.weight[0].numel())
-
-
 def faithful_layers(
     model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor
-) -> dict[str, Supported]:
-    """The layers whose gradient, put together from positions, is autograd's on a few inputs.
+) -> tuple[dict[str, Supported], Tensor, Uses]:
+    """The layers whose gradient for the first input, put together from positions, is autograd's; and the run.
 
-    A layer fails that is never called, whose weight is read elsewhere too, or whose batch axis is folded.
+    A layer fails that is never called, whose weight is read elsewhere too, or whose batch axis is folded or
+    reordered.
     """
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    outputs, uses = run_recorded(model, leaves, layers, x)
-    probe = torch.cos(torch.arange(outputs.numel(), dtype=outputs.dtype, device=outputs.device))
-    score = (outputs.flatten() * probe).sum()  # fixed generic weights: no output cancels another
-    gradients = torch.autograd.grad(score, list(leaves.values()), retain_graph=True, materialize_grads=True)
+    with torch.enable_grad():
+        score = _probe(functional_call(model, leaves, (x,)))
+        gradients = torch.autograd.grad(score, list(leaves.values()), materialize_grads=True)
     true = dict(zip(leaves, gradients, strict=True))
+    outputs, uses = run_recorded(model, params, layers, x)
+    used = [name for name in layers if uses[name] and all(len(use.inputs) == len(x) for use in uses[name])]
+    cotangents = iter(gradients_of(_probe(outputs), [use for name in used for use in uses[name]]))
     faithful = {}
-    for name, layer in layers.items():
-        batched = [len(use.input) == len(x) and use.input.ndim >= 2 for use in uses[name]]
-        if not batched or not all(batched):
-            continue
-        cotangents = layer_cotangents(layer, gradients_of(score, uses[name]))
-        built = torch.einsum("nso,nsk->ok", cotangents, layer_inputs(layer, uses[name]))
-        if _agrees(built, _stacked(layer, name, true)):
-            faithful[name] = layer
-    return faithful
+    for name in used:
+        mine = layer_cotangents(layers[name], [next(cotangents) for _ in uses[name]])
+        if _agrees(mine[0].T @ stacked_inputs(uses[name])[0], _stacked(layers[name], name, true)):
+            faithful[name] = layers[name]
+    return faithful, outputs, uses
+
+
+def _probe(outputs: Tensor) -> Tensor:
+    """The first input's outputs with fixed generic weights, so that none cancels another."""
+    return outputs[0] @ torch.cos(torch.arange(outputs.shape[1], dtype=outputs.dtype, device=outputs.device))
 
 
 def _stacked(layer: Supported, name: str, gradients: Mapping[str, Tensor]) -> Tensor:

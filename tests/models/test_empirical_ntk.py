@@ -191,6 +191,17 @@ def batch_normalised():
     return model
 
 
+class Reordered(nn.Module):
+    """Passes the samples through a layer in another order: sums over samples would look right."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.flip(0))).flip(0))
+
+
 NETWORKS = {
     "sequential": lambda: nn.Sequential(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 3)),
     "one layer": lambda: nn.Linear(64, 3),
@@ -218,6 +229,7 @@ NETWORKS = {
     "in place": InPlace,
     "transformer block": Tokens,
     "folded batch": Folded,
+    "reordered batch": Reordered,
     "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 9)), nn.Linear(9, 3)),
 }  # fmt: skip
 
