@@ -3,9 +3,10 @@
     python benchmarks/kernel_entk.py [--rounds 5] [--threads 1] [--dtype float64] [--config NAME ...]
 
 Both compute the same kernel of the same network on the same inputs, in interleaved rounds of one process; times are
-medians of processor time, summed over threads. "share" is the multiply-adds that the layer structure needs, counted for a full square and halved, over the
-time of a large matrix product with as many: it falls short of 1 by epilogues, passes through the network and small
-products. On shared cores use one thread: OpenMP's spinning threads slow each other down tenfold.
+medians of processor time, summed over threads. "share" is the multiply-adds that the layer structure needs, counted
+for a full square and halved, over the time of a large matrix product with as many: it falls short of 1 by epilogues,
+passes through the network and small products. On shared cores use one thread: OpenMP's spinning threads slow each
+other down tenfold.
 """
 
 import argparse

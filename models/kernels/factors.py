@@ -23,6 +23,7 @@ from ridgescope.models.kernels.layers import (
     faithful_layers,
     gradients_of,
     layer_cotangents,
+    put_gradients,
     run_recorded,
     stacked_inputs,
     supported_layers,
@@ -158,14 +159,15 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice) -> N
     layers = {name: layer_plan.layer for name, layer_plan in plan.layers.items()}
     outputs, uses = run_recorded(plan.model, plan.params, layers, x)
     for name, store in kept.items():
-        store.put_inputs(rows, stacked_inputs(uses[name]))
+        if store.layer.form is not Explicit:
+            store.inputs[rows] = stacked_inputs(uses[name])
     wanted = [name for name, layer_plan in plan.layers.items() if layer_plan.form is not Diagonal]
     flat = [use for name in wanted for use in uses[name]]
     for c in range(plan.num_outputs if wanted else 0):
         gradients = iter(gradients_of(outputs[:, c].sum(), flat))
         for name in wanted:
             mine = [next(gradients) for _ in uses[name]]
-            kept[name].put_cotangents(rows, c, layer_cotangents(layers[name], mine))
+            kept[name].put(rows, c, uses[name], mine)
 
 
 class _Store:
@@ -185,19 +187,12 @@ class _Store:
             full = (self.num_outputs, len(x), *shape)
             self.outer = torch.empty(lead if self.trace else full, dtype=dtype, device=device)
 
-    def put_inputs(self, rows: slice, inputs: Tensor) -> None:
-        if self.layer.form is Explicit:
-            self.batch_inputs = inputs
-        else:
-            self.inputs[rows] = inputs
-
-    def put_cotangents(self, rows: slice, c: int, cotangents: Tensor) -> None:
+    def put(self, rows: slice, c: int, uses: list[Use], gradients: list[Tensor]) -> None:
         target = self.outer[rows, ..., c, :] if self.trace else self.outer[c, rows]
         if self.layer.form is Explicit:
-            shape = (len(target), self.layer.fan_out, self.layer.fan_in)
-            torch.bmm(cotangents.transpose(1, 2), self.batch_inputs, out=target.view(shape))
+            put_gradients(target.view(len(target), self.layer.fan_out, self.layer.fan_in), uses, gradients)
         else:
-            target[:] = cotangents
+            target[:] = layer_cotangents(self.layer.layer, gradients)
 
     def factor(self) -> Factor:
         if self.layer.form is Diagonal:

@@ -10,8 +10,8 @@ Axes: n inputs, s positions, k entries of a (fan-in, and one for a bias), o entr
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,19 @@ from ridgescope.models.patches import Geometry
 Supported = nn.Linear | nn.Conv2d
 
 
-@dataclass(frozen=True)
+@dataclass
 class Use:
-    """One call of a layer: what its weights saw, its output, and the copy that the network went on with."""
+    """One call of a layer: its input, its output, and the copy that the network went on with."""
 
-    inputs: Tensor  # a of `layer_inputs`
-    output: Tensor
-    passed_on: Tensor
+    layer: Supported
+    input: Tensor
+    output: Tensor = field(init=False)
+    passed_on: Tensor = field(init=False)
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """``a``, shape (n, s, k)."""
+        return layer_inputs(self.layer, self.input)
 
     def is_outcome(self, outputs: Tensor) -> bool:
         """Whether the network returned this very tensor, and nothing wrote into it."""
@@ -69,13 +75,15 @@ def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
     uses: Uses = {name: [] for name in layers}
 
     def call(name: str, layer: Supported, x: Tensor) -> Tensor:
-        a = layer_inputs(layer, x.detach())
-        output = _convolve(layer, x, a) if isinstance(layer, nn.Conv2d) else type(layer).forward(layer, x)
-        if not output.requires_grad:
-            output.requires_grad_()
-        passed_on = output.clone()  # an in-place activation would overwrite the recorded preactivation
-        uses[name].append(Use(a, output, passed_on))
-        return passed_on
+        use = Use(layer, x.detach())
+        # torch convolves quickly in single precision only
+        own = isinstance(layer, nn.Conv2d) and x.dtype == torch.float64 and x.device.type == "cpu"
+        use.output = _convolve(layer, x, use.inputs) if own else type(layer).forward(layer, x)
+        if not use.output.requires_grad:
+            use.output.requires_grad_()
+        use.passed_on = use.output.clone()  # an in-place activation would overwrite the recorded preactivation
+        uses[name].append(use)
+        return use.passed_on
 
     for name, layer in layers.items():
         layer.forward = partial(call, name, layer)  # type: ignore[method-assign]
@@ -114,25 +122,56 @@ def stacked_inputs(uses: list[Use]) -> Tensor:
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor, a: Tensor) -> Tensor:
-    weight = layer.weight.detach().flatten(1)
-    stacked = weight if layer.bias is None else torch.cat([weight, layer.bias.detach()[:, None]], dim=1)
-    back = getattr(layer, "weight_scale", 1.0) * weight
-    return _Convolution.apply(x, a.transpose(1, 2), stacked, back, Geometry.of(layer))
+    weight = layer.weight.detach()
+    rows = weight.flatten(1)
+    stacked = rows if layer.bias is None else torch.cat([rows, layer.bias.detach()[:, None]], dim=1)
+    scaled = getattr(layer, "weight_scale", 1.0) * weight
+    return _Convolution.apply(x, a.transpose(1, 2), stacked, scaled, Geometry.of(layer))
 
 
 class _Convolution(torch.autograd.Function):
     """``[W, b] a`` for patches a of an image that are there already, differentiable in the image."""
 
     @staticmethod
-    def forward(ctx, image, patches, stacked, back, geometry):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(back)
-        ctx.geometry, ctx.size = geometry, image.shape[2:]
-        return (stacked @ patches).unflatten(2, geometry.positions(*ctx.size))
+    def forward(ctx, image, patches, stacked, weight, geometry):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight)
+        ctx.geometry, ctx.shape = geometry, image.shape
+        return (stacked @ patches).unflatten(2, geometry.positions(*image.shape[2:]))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (back,) = ctx.saved_tensors
-        return ctx.geometry.fold(back.T @ gradient.flatten(2), *ctx.size), None, None, None, None
+        (weight,) = ctx.saved_tensors
+        geometry = ctx.geometry
+        image = torch.nn.grad.conv2d_input(ctx.shape, weight, gradient, geometry.stride, geometry.padding)
+        return image, None, None, None, None
+
+
+def put_gradients(out: Tensor, uses: list[Use], gradients: list[Tensor]) -> None:
+    """``sum_s d(s) (x) a(s)`` of each input into ``out``, shape (n, o, k)."""
+    layer, x = uses[0].layer, uses[0].input
+    if len(uses) == 1 and isinstance(layer, nn.Conv2d) and _prefers_groups(x, gradients[0]):
+        weight = out[..., : layer.weight[0].numel()]
+        weight[:] = _grouped_gradients(layer, x, gradients[0]).mul_(getattr(layer, "weight_scale", 1.0))
+        if layer.bias is not None:
+            torch.mul(gradients[0].sum((2, 3)), getattr(layer, "bias_scale", 1.0), out=out[..., -1])
+    else:
+        torch.bmm(layer_cotangents(layer, gradients).transpose(1, 2), stacked_inputs(uses), out=out)
+
+
+def _prefers_groups(x: Tensor, gradient: Tensor) -> bool:
+    """In single precision on a CPU torch's grouped convolution beats cutting patches of large images."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and gradient.shape[2:].numel() >= 400
+
+
+def _grouped_gradients(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the weight for each image: all images as groups of one convolution."""
+    assert not isinstance(layer.padding, str)
+    n, o, *size = gradient.shape
+    shape = (n * o, *layer.weight.shape[1:])
+    stacked = (x.reshape(1, -1, *x.shape[2:]), gradient.reshape(1, n * o, *size))
+    return torch.nn.grad.conv2d_weight(
+        stacked[0], shape, stacked[1], layer.stride, layer.padding, layer.dilation, groups=n
+    ).view(n, o, -1)
 
 
 def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:
@@ -163,7 +202,7 @@ def faithful_layers(
         gradients = torch.autograd.grad(score, list(leaves.values()), materialize_grads=True)
     true = dict(zip(leaves, gradients, strict=True))
     outputs, uses = run_recorded(model, params, layers, x)
-    used = [name for name in layers if uses[name] and all(len(use.inputs) == len(x) for use in uses[name])]
+    used = [name for name in layers if uses[name] and all(len(use.input) == len(x) for use in uses[name])]
     cotangents = iter(gradients_of(_probe(outputs), [use for name in used for use in uses[name]]))
     faithful = {}
     for name in used:
