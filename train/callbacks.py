@@ -101,14 +101,21 @@ def _cut_last_line(path: Path) -> None:
 
 
 class PlainProgress(L.Callback):
-    """A line every half minute; most programs finish before the first."""
+    """A line every half minute (most programs finish before the first), and one for each member that diverges."""
+
+    def on_fit_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
+        self.named: set[int] = set()
 
     def on_train_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
         self.last = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
+        assert isinstance(training, EnsembleTraining)
+        if bool(training.diverged.any()):
+            for e in set(training.diverged.nonzero()[:, 0].tolist()) - self.named:
+                self.named.add(e)
+                say(f"  diverged at step {int(training.steps[e])}, the others go on: {training.members[e]}")
         if time.monotonic() - self.last >= LINE_EVERY:
-            assert isinstance(training, EnsembleTraining)
             self.last = time.monotonic()
             say(
                 f"  step {training.step} of at most {training.max_steps}: {int(training.active.sum())} of "

@@ -66,12 +66,14 @@ class SGDConfig:
     _target_: str = "ridgescope.train.optimisers.SGD"
     learning_rate: float | None = None
     momentum: float = 0.95
+    schedule: str = "constant"
 
 
 @dataclass
 class AdamConfig:
     _target_: str = "ridgescope.train.optimisers.Adam"
-    learning_rate: float = 1e-2
+    learning_rate: float = 0.5
+    schedule: str = "constant"
 
 
 @dataclass

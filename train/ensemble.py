@@ -58,7 +58,13 @@ class FlatNetwork:
         self.sizes = [p.numel() for p in parameters.values()]
         # the empirical kernel divided by this is O(1) in width; 1 for a network that does not say
         self.kernel_scale = float(getattr(network, "kernel_scale", 1.0))
-        self.learning_rate_scale = float(getattr(network, "learning_rate_scale", 1.0))
+        self.width = int(getattr(network, "width", 1))
+        self.num_layers = sum(len(shape) > 1 for shape in self.shapes)
+
+    @property
+    def richness(self) -> float:
+        """gamma of :mod:`ridgescope.train.optimisers` at alpha = 1: how far features move for f to move by one."""
+        return (min(1.0, self.kernel_scale) * self.width) ** -0.5
 
     @property
     def num_parameters(self) -> int:

@@ -101,7 +101,9 @@ class EnsembleTraining(L.LightningModule):
             self.register_buffer(name, value)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimiser.build(self)
+        optimiser = self.optimiser.build(self)
+        self.learning_rate = optimiser.param_groups[0].get("lr")  # that of the first step; a line search has none
+        return optimiser
 
     def on_fit_start(self) -> None:
         with torch.no_grad():
@@ -111,6 +113,8 @@ class EnsembleTraining(L.LightningModule):
         optimiser = self.optimizers()
         assert isinstance(optimiser, L.pytorch.core.optimizer.LightningOptimizer)
         before = self.theta.detach().clone()
+        if self.learning_rate is not None:
+            optimiser.param_groups[0]["lr"] = self.learning_rate * self.optimiser.decay(self.step / self.max_steps)
         optimiser.step(closure=partial(self._evaluate, positions))
         self.steps += self.active
         self.step += 1
@@ -176,8 +180,9 @@ class EnsembleTraining(L.LightningModule):
 
         return forward, lambda cotangent: pull(cotangent)[0]
 
-    def top_curvature(self, iterations: int = 30) -> float:
-        """Largest Hessian eigenvalue over members at theta_0, ``2 (s_max(J)^2 / P + c)``, by power iteration."""
+    def top_curvature(self, iterations: int = 30) -> Tensor:
+        """Largest Gauss-Newton eigenvalue (E,) at theta_0, ``2 (s_max(J)^2 / P + c)``, by power iteration: from below,
+        to about a percent."""
         forward, backward = self.tangent_products(self.initial, torch.arange(len(self.members)))
         generator = torch.Generator(device="cpu").manual_seed(0)
         vector = torch.randn(self.initial.shape, generator=generator, dtype=torch.float64).to(self.initial)
@@ -186,8 +191,7 @@ class EnsembleTraining(L.LightningModule):
             vector = vector / vector.norm(dim=1, keepdim=True)
             vector = backward(forward(vector)) / self.num_samples
             top = vector.norm(dim=1)
-        # power iteration approaches from below; the margin covers what is left after 30 rounds
-        return float((2 * (1.1 * top + self.penalty)).max())
+        return 2 * (top + self.penalty)
 
     def _evaluate(self, positions: Tensor) -> Tensor:
         """Losses (E,), fresh for the members still training; leaves their gradients in ``theta.grad``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.models import CNN, MLP, empirical_ntk, linearised_predict
-from ridgescope.train.callbacks import MetricsFile
+from ridgescope.train.callbacks import MetricsFile, PlainProgress
 from ridgescope.train.cell import fit
 from ridgescope.train.data import PreparedData, RidgeData, prepare_data
 from ridgescope.train.ensemble import (
@@ -65,7 +65,7 @@ def prepare(
 
 def trained(data: PreparedData, members: list[Member], optimiser: OptimiserFactory, tmp_path: Path, **settings: Any):  # type: ignore[no-untyped-def]
     training, module = prepare(data, members, optimiser, **settings)
-    fit(training, module, callbacks=[MetricsFile(tmp_path / "metrics.csv", 0)])
+    fit(training, module, callbacks=[MetricsFile(tmp_path / "metrics.csv", 0), PlainProgress()])
     return training
 
 
@@ -105,7 +105,7 @@ def test_very_lazy_networks_are_kernel_ridge_regression(
         assert float(training.losses[e] / loss - 1) == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize("optimiser", [SGD(), Adam(learning_rate=3e-2)])
+@pytest.mark.parametrize("optimiser", [SGD(), Adam(learning_rate=1.0)])
 def test_gradient_descent_reaches_the_optimum_of_the_second_order_method(
     data: PreparedData, tmp_path: Path, optimiser: OptimiserFactory
 ) -> None:
@@ -170,13 +170,19 @@ def test_minibatches_are_judged_by_the_full_gradient(data: PreparedData, tmp_pat
     assert float(training.gaps[0]) > training.tolerance
 
 
-def test_a_member_that_diverges_stops_alone(data: PreparedData, tmp_path: Path) -> None:
+def test_a_member_that_diverges_stops_alone(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # the step is stable for the small penalty only: 2/L with L about 2 (s_max^2/P + c)
     members = [Member(0, 0, 1e-2), Member(1, 1, 1e3)]
     calm, _ = prepare(data, members[:1], SGD())
-    rate = 1 / calm.top_curvature()
+    rate = calm.alpha**2 / float(calm.top_curvature().max())
     training = trained(data, members, SGD(learning_rate=rate, momentum=0.5), tmp_path, max_steps=4000)
     assert training.statuses()[1] == "diverged"
+    said = capsys.readouterr().err
+    assert "is above the stability edge" in said
+    assert "for 1 of 2 networks" in said
+    assert f"diverged at step {int(training.steps[1])}, the others go on: Member(seed=1, draw=1, ridge=1000.0)" in said
     assert bool(training.theta[0].isfinite().all())
     assert training.statuses()[0] != "diverged"
 
@@ -211,3 +217,27 @@ def test_programs_follow_the_memory_budget() -> None:
     programs = split_programs(members, 3)
     assert [len(program) for program in programs] == [3, 3, 2]
     assert sorted(str(m) for program in programs for m in program) == sorted(map(str, members))
+
+
+def test_the_stability_edge_is_where_gradient_descent_turns(data: PreparedData, tmp_path: Path) -> None:
+    members, lazy = [Member(0, 0, 1e-2)], {"alpha": 1e4}
+    calm, _ = prepare(data, members, SGD(), **lazy)
+    edge = lazy["alpha"] ** 2 * 2 * 1.5 / float(calm.top_curvature().max())
+    below = trained(data, members, SGD(learning_rate=0.95 * edge, momentum=0.5), tmp_path, max_steps=600, **lazy)
+    above = trained(data, members, SGD(learning_rate=1.05 * edge, momentum=0.5), tmp_path, max_steps=600, **lazy)
+    assert float(below.losses[0]) < 0.9
+    assert float(above.losses[0]) > 1e3 or above.statuses() == ["diverged"]
+
+
+def test_a_falling_rate_ends_closer_to_the_optimum_than_a_constant_one(data: PreparedData, tmp_path: Path) -> None:
+    members = [Member(0, 0, 1e-1)]
+    best = trained(data, members, KernelLBFGS(), tmp_path)
+    excess = []
+    for schedule in ("constant", "linear", "cosine"):
+        method = SGD(momentum=0.0, learning_rate=0.5, schedule=schedule)
+        training = trained(data, members, method, tmp_path, batch_size=5, max_steps=600)
+        excess.append(float(training.losses[0] / best.losses[0] - 1))
+    assert excess[1] < excess[0] / 3
+    assert excess[2] < excess[0] / 3
+    with pytest.raises(UserError, match=r"optimiser\.schedule='step' is unknown"):
+        trained(data, members, SGD(schedule="step"), tmp_path)
