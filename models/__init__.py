@@ -3,9 +3,11 @@
 from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels import (
     InfiniteKernels,
+    LayerKernels,
     conjugate_kernel,
     empirical_ntk,
     infinite_ntk,
+    layer_kernels,
     linearised_predict,
 )
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
@@ -16,11 +18,13 @@ __all__ = [
     "CNN",
     "MLP",
     "InfiniteKernels",
+    "LayerKernels",
     "Network",
     "ScaledConv2d",
     "ScaledLinear",
     "conjugate_kernel",
     "empirical_ntk",
     "infinite_ntk",
+    "layer_kernels",
     "linearised_predict",
 ]

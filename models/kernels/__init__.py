@@ -3,6 +3,15 @@
 from ridgescope.models.kernels.conjugate import conjugate_kernel
 from ridgescope.models.kernels.empirical import empirical_ntk
 from ridgescope.models.kernels.infinite import InfiniteKernels, infinite_ntk
+from ridgescope.models.kernels.layerwise import LayerKernels, layer_kernels
 from ridgescope.models.kernels.linearise import linearised_predict
 
-__all__ = ["InfiniteKernels", "conjugate_kernel", "empirical_ntk", "infinite_ntk", "linearised_predict"]
+__all__ = [
+    "InfiniteKernels",
+    "LayerKernels",
+    "conjugate_kernel",
+    "empirical_ntk",
+    "infinite_ntk",
+    "layer_kernels",
+    "linearised_predict",
+]

@@ -1,0 +1,84 @@
+"""The block law of a network: from its architecture and the inputs to the kernel's families, at its own width.
+
+The families' weights follow the network's own layer scales, so every parameterisation is covered: a hidden neuron
+contributes ``w_r^2 phi phi'`` through the readout's weights (scale w_r, standard deviation sigma_r) and
+``w_r^2 v^2 phi' phi' (w_1^2 x.x' + b_1^2)`` through its own, all divided by the network's ``kernel_scale``.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ridgescope.models import MLP, Network, layer_kernels
+from ridgescope.theory.blocks import (
+    BlockKernel,
+    BlockPrediction,
+    PointKernel,
+    activation_family,
+    block_law,
+    gradient_family,
+    point_kernel,
+    squared_readout,
+)
+
+Trained = Literal["all", "hidden", "readout"]
+Form = Literal["full", "trace"]
+
+
+def block_kernel(
+    network: Network,
+    x_train: Float[Tensor, " p *shape"],
+    x_eval: Float[Tensor, " t *shape"] | None = None,
+    *,
+    trained: Trained = "all",
+    form: Form = "full",
+) -> BlockKernel:
+    """The random kernel ``empirical_ntk / kernel_scale`` of the network's architecture; its weights are not read.
+
+    ``trained``: which weights move (and the biases beside them): all, those into the hidden layer, the readout's.
+    ``form``: the full kernel of all outputs or its trace form; they differ by the fluctuation of |v|^2 over neurons.
+
+    Raises ``ValueError`` for an architecture without a law.
+    """
+    if not isinstance(network, MLP) or network.depth != 1:
+        kind = f"{type(network).__name__} of depth {getattr(network, 'depth', '?')}"
+        raise ValueError(f"the block law is derived for an MLP with one hidden layer, got {kind}")
+    points = x_train if x_eval is None else torch.cat([x_train, x_eval])
+    kernels = layer_kernels(network, points)
+    (first, readout), scale = network.layers, network.kernel_scale
+    size = len(x_train)
+
+    def split(gram: Tensor) -> PointKernel:
+        return point_kernel(gram, size)
+
+    per_neuron = network.width * readout.weight_scale**2 / scale
+    families = []
+    fixed = None
+    if trained in ("all", "readout"):
+        families.append(activation_family(split(per_neuron * kernels.values[0])))
+        if readout.bias_scale:
+            fixed = split(torch.full_like(kernels.products, readout.bias_scale**2 / scale))
+    if trained in ("all", "hidden"):
+        below = first.weight_scale**2 * kernels.products + first.bias_scale**2
+        gate = per_neuron * readout.weight_std**2 * kernels.slopes[0]
+        scales = squared_readout(network.num_outputs, trace=form == "trace")
+        families.append(gradient_family(split(gate), split(below), scales))
+    return BlockKernel(families, fixed)
+
+
+def finite_width_law(
+    network: Network,
+    x_train: Float[Tensor, " p *shape"],
+    targets: Float64[Tensor, "p c"],
+    x_eval: Float[Tensor, " t *shape"],
+    eval_targets: Float64[Tensor, "t c"],
+    *,
+    ridge: float,
+    trained: Trained = "all",
+    form: Form = "full",
+) -> BlockPrediction:
+    """Kernel regression with the network's tangent kernel at initialisation, averaged over initialisations."""
+    kernel = block_kernel(network, x_train, x_eval, trained=trained, form=form)
+    return block_law(kernel, targets, eval_targets, width=network.width, ridge=ridge)

@@ -1,0 +1,25 @@
+"""The finite-width law: kernels made of independent random feature blocks, to all orders of the matrix inverse."""
+
+from ridgescope.theory.blocks.families import (
+    BlockFamily,
+    PointKernel,
+    activation_family,
+    gradient_family,
+    point_kernel,
+)
+from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
+from ridgescope.theory.blocks.scales import Scales, fixed_scale, squared_readout
+
+__all__ = [
+    "BlockFamily",
+    "BlockKernel",
+    "BlockPrediction",
+    "PointKernel",
+    "Scales",
+    "activation_family",
+    "block_law",
+    "fixed_scale",
+    "gradient_family",
+    "point_kernel",
+    "squared_readout",
+]
