@@ -8,16 +8,19 @@ from ridgescope.theory.blocks.families import (
     point_kernel,
 )
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
+from ridgescope.theory.blocks.pool import BlockPoolPrediction, block_pool_law
 from ridgescope.theory.blocks.scales import Scales, fixed_scale, squared_readout
 
 __all__ = [
     "BlockFamily",
     "BlockKernel",
+    "BlockPoolPrediction",
     "BlockPrediction",
     "PointKernel",
     "Scales",
     "activation_family",
     "block_law",
+    "block_pool_law",
     "fixed_scale",
     "gradient_family",
     "point_kernel",
