@@ -2,6 +2,7 @@
 
 <experiment>/cells/<cell>/            written by training
 <experiment>/measurements/<cell>.parquet     one row per network; kept, so an interrupted analysis goes on
+<experiment>/measurements/<cell>.safetensors predictions on the test points, of crossed designs
 <experiment>/report/                  the page, figures and tables
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ridgescope.analysis.attribution import ATTRIBUTION_COLUMNS, attribute_cell
 from ridgescope.analysis.measure import (
     COLUMNS,
     PoolKernels,
@@ -27,21 +29,23 @@ from ridgescope.analysis.measure import (
 from ridgescope.analysis.runs import Cell, finished_cells, load_cell
 from ridgescope.train.data import PreparedData
 from ridgescope.train.errors import UserError
-from ridgescope.train.files import write_atomically
+from ridgescope.train.files import read_tensors, write_atomically, write_tensors
 from ridgescope.train.progress import progress, say
 
 SPECTRUM_COLUMNS = ("data", "model", "kernel", "index", "eigenvalue", "target_power")
-MEASUREMENT = 1  # version of a measurement's columns; another one is measured again
+MEASUREMENT = 2  # version of a measurement's columns; another one is measured again
 
 
 @dataclass(frozen=True)
 class Tables:
     """``networks``: a row per trained network; ``infinite``: a row per draw, size and ridge of each infinite-width
-    kernel; ``spectra``: eigenvalues and target power of each kernel's pool; ``unfinished``: names of cells left out."""
+    kernel; ``spectra``: eigenvalues and target power of each kernel's pool; ``attribution``: a row
+    per term, ridge and crossed cell; ``unfinished``: names of cells left out."""
 
     networks: pd.DataFrame
     infinite: pd.DataFrame
     spectra: pd.DataFrame
+    attribution: pd.DataFrame
     unfinished: list[str]
 
 
@@ -70,8 +74,27 @@ def project(experiment: Path, *, infinite_draws: int = 32) -> Tables:
     cells = [cell for group in groups.values() for cell in group]
     infinite = [_infinite_rows(cell, architectures, infinite_draws) for cell in _one_per_size(cells)]
     spectra = [_spectrum(*name, pool) for name, pool in architectures.pools()]
-    names = [path.name for path in unfinished]
-    return Tables(networks, _concatenate(infinite), _concatenate(spectra, SPECTRUM_COLUMNS), names)
+    attribution = [_attribution(experiment, cell, networks, architectures) for cell in cells if _is_crossed(cell)]
+    return Tables(
+        networks,
+        _concatenate(infinite),
+        _concatenate(spectra, SPECTRUM_COLUMNS),
+        _concatenate(attribution, ATTRIBUTION_COLUMNS),
+        [path.name for path in unfinished],
+    )
+
+
+def _is_crossed(cell: Cell) -> bool:
+    """Every seed with every draw: predictions are kept, and the risk is split into its terms."""
+    return str(cell.config["design"]) == "crossed"
+
+
+def _attribution(experiment: Path, cell: Cell, networks: pd.DataFrame, architectures: "_Architectures") -> pd.DataFrame:
+    pool = architectures.of(cell.name)
+    rows = networks[networks["run"] == cell.name]
+    predictions = read_tensors(experiment / "measurements" / f"{cell.name}.safetensors")
+    targets = cell.data().test_targets
+    return pd.DataFrame(attribute_cell(rows, predictions, targets, None if pool is None else pool.estimator))
 
 
 def _concatenate(frames: list[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -131,13 +154,16 @@ def _measure_cells(
     for cell, data in zip(cells[1:], datas[1:], strict=True):
         architectures.get(cell, data)
     paths = [experiment / "measurements" / f"{cell.name}.parquet" for cell in cells]
-    todo = [i for i, path in enumerate(paths) if not _is_current(path)]
+    todo = [i for i, path in enumerate(paths) if not _is_current(path, _is_crossed(cells[i]))]
     for i in set(range(len(cells))) - set(todo):
         advance(len(cells[i].members))
     if todo:
         measured = measure_group([cells[i] for i in todo], [datas[i] for i in todo], pool, advance)
-        for i, rows in zip(todo, measured, strict=True):
-            _write(paths[i], rows)
+        for i, found in zip(todo, measured, strict=True):
+            if _is_crossed(cells[i]):
+                predictions = {name: torch.stack([getattr(m, name) for m in found]) for name in ("network", "kernel")}
+                write_tensors(paths[i].with_suffix(".safetensors"), predictions)
+            _write(paths[i], [m.row for m in found])
     return [pd.read_parquet(path) for path in paths]
 
 
@@ -148,8 +174,8 @@ def _write(path: Path, rows: list[Row]) -> None:
     write_atomically(path, lambda temporary: frame.to_parquet(temporary))
 
 
-def _is_current(path: Path) -> bool:
-    if not path.is_file():
+def _is_current(path: Path, with_predictions: bool) -> bool:
+    if not path.is_file() or (with_predictions and not path.with_suffix(".safetensors").is_file()):
         return False
     try:
         return pd.read_parquet(path).attrs.get("measurement") == MEASUREMENT

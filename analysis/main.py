@@ -115,7 +115,13 @@ def report(
     verdicts = evaluate(tables.networks, claims, infinite=tables.infinite, level=level)
     metadata = _metadata(experiment, tables, command)
     page = write_report(
-        tables.networks, tables.spectra, metadata, experiment / "report", infinite=tables.infinite, verdicts=verdicts
+        tables.networks,
+        tables.spectra,
+        metadata,
+        experiment / "report",
+        infinite=tables.infinite,
+        verdicts=verdicts,
+        attribution=tables.attribution,
     )
     print_verdicts(verdicts, Console())
     if tables.unfinished:

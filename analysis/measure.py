@@ -59,17 +59,27 @@ def pool_kernels(network: nn.Module, data: PreparedData) -> PoolKernels:
     return PoolKernels(pool.ntk, test.ntk, pool.nngp, test.nngp, pool_estimator(pool.ntk, data.pool_targets))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A network's row, and the predictions on the test points (T, C) of itself and of its kernel at initialisation;
+    those of a network that diverged are NaN."""
+
+    row: Row
+    network: Tensor
+    kernel: Tensor
+
+
 def measure_group(
     cells: Sequence[Cell], data: Sequence[PreparedData], pool: PoolKernels | None, advance: Callable[[], None]
-) -> list[list[Row]]:
-    """One row per network for cells that differ in training-set size only, in the order of ``cells``.
+) -> list[list[Measured]]:
+    """What is measured of each network, for cells that differ in training-set size only, in the order of ``cells``.
 
     Training sets are nested, so the initial kernel is computed once, at the largest size, for each seed and draw.
     ``advance`` is called after each network.
     """
     largest = max(range(len(cells)), key=lambda i: cells[i].train_size)
     network = cells[largest].network(data[largest])
-    rows: list[list[Row]] = [[] for _ in cells]
+    rows: list[list[Measured]] = [[] for _ in cells]
     for seed in cells[0].seeds:
         start = cells[largest].initial_of(seed)
         for draw in range(data[largest].splits.train.shape[0]):
@@ -81,7 +91,7 @@ def measure_group(
                     for member, record in chosen:
                         rows[i].append(_measure(network, cell, member, record, point, initial))
                         advance()
-    return [sorted(part, key=lambda row: row["member"]) for part in rows]
+    return [sorted(part, key=lambda measured: measured.row["member"]) for part in rows]
 
 
 class _InitialKernels:
@@ -215,10 +225,11 @@ def theory_at_width(estimator: PoolEstimator, size: int, ridge: float, inverse_w
 
 def _measure(
     network: nn.Module, cell: Cell, member: int, record: Row, point: _TrainingSet, initial: _InitialKernels
-) -> Row:
+) -> Measured:
     ridge = float(record["ridge"])
     before = initial.full(point.size)
     start = full_kernel_ridge(before, point.targets, ridge)
+    kernel = _linearised(network, initial.parameters, point, start, initial.scale)
     row = _identity(cell) | {
         "member": member,
         "ridge": ridge,
@@ -228,7 +239,7 @@ def _measure(
         "converged": record["status"] in ("converged", "stagnated"),
         "steps": int(record["steps"]),
         "optimality_gap": record["optimality_gap"],
-        "krr_test": _linearised_risk(network, initial.parameters, point, start, initial.scale),
+        "krr_test": squared_error(kernel, point.data.test_targets),
         "krr_train": start.train,
         "kappa_entk": start.kappa,
         "entk_gcv": start.gcv,
@@ -237,9 +248,11 @@ def _measure(
     row |= point.infinite(ridge) | _trace_and_last(point, initial, ridge, row["krr_test"])
     if point.spectrum is not None and ridge > 0:
         row |= _width(point.spectrum, start.df1, ridge)
+    predictions = torch.full_like(kernel, math.nan)
     if record["status"] != "diverged":
-        row |= _after_training(network, cell, member, point, initial, before, ridge)
-    return row
+        after, predictions = _after_training(network, cell, member, point, initial, before, ridge)
+        row |= after
+    return Measured(row, predictions, kernel)
 
 
 def _after_training(
@@ -250,8 +263,8 @@ def _after_training(
     initial: _InitialKernels,
     before: Tensor,
     ridge: float,
-) -> Row:
-    """The trained network itself, and regression with its kernel after training."""
+) -> tuple[Row, Tensor]:
+    """The trained network itself and regression with its kernel after training; its predictions on the test points."""
     alpha, final = float(cell.config["alpha"]), cell.final_of(member)
 
     def predict(inputs: Tensor) -> Tensor:
@@ -267,15 +280,18 @@ def _after_training(
     after = empirical_ntk(network, final, point.inputs) / initial.scale
     movement = float((after - before).norm() / before.norm())
     fit = full_kernel_ridge(after, point.targets, ridge)
-    return {
+    row = {
         "network_test": test_risk,
         "network_train": train_risk,
         "network_accuracy": _accuracy(test, point.data.test_targets),
         "kappa_risk": ridge * math.sqrt(test_risk / train_risk) if ridge > 0 and train_risk > 0 else math.nan,
         "kernel_movement": movement,
         "kappa_final": fit.kappa,
-        "krr_final_test": _linearised_risk(network, final, point, fit, initial.scale),
+        "krr_final_test": squared_error(
+            _linearised(network, final, point, fit, initial.scale), point.data.test_targets
+        ),
     }
+    return row, test
 
 
 def _trace_and_last(point: _TrainingSet, initial: _InitialKernels, ridge: float, full_test: float) -> Row:
@@ -312,12 +328,11 @@ def _width(spectrum: Tensor, df1: float, ridge: float) -> Row:
     }
 
 
-def _linearised_risk(
+def _linearised(
     network: nn.Module, parameters: dict[str, Tensor], point: _TrainingSet, fit: FullKernelRidge, scale: float
-) -> float:
-    """Test risk of regression with the full kernel, by one backward and one forward derivative."""
-    test = linearised_predict(network, parameters, point.inputs, fit.dual / scale, point.data.test_inputs)
-    return squared_error(test, point.data.test_targets)
+) -> Tensor:
+    """Regression with the full kernel on the test points, by one backward and one forward derivative."""
+    return linearised_predict(network, parameters, point.inputs, fit.dual / scale, point.data.test_inputs)
 
 
 def _accuracy(predictions: Tensor, targets: Tensor) -> float:

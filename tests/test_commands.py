@@ -209,3 +209,30 @@ def test_a_required_claim_that_fails_ends_with_its_own_status(
     status, _, errors = call("analyse", f"folder={validated[0]}", "claims.width.tolerance=7")
     assert status == 2
     assert "claims.width.tolerance=7" in errors
+
+
+@pytest.mark.slow
+def test_a_crossed_design_is_attributed_without_what_did_not_converge(
+    call: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    sizes = ["data.pool_size=150", "data.test_size=100", "data.train_size=20", "model.width=24", "ridges=[1e-1]"]
+    status, _, errors = call("train", *sizes, "design=crossed", "num_seeds=3", "num_draws=3", "name=crossed")
+    assert status == 0, errors
+    folder = tmp_path / "runs" / "crossed"
+    program = next((folder / "cells").iterdir()) / "program-000.json"
+    members = json.loads(program.read_text())
+    members[4]["status"] = "not converged"
+    program.write_text(json.dumps(members))
+    status, _, errors = call("analyse", f"folder={folder}")
+    assert status == 0, errors
+    table = pd.read_parquet(folder / "report" / "attribution.parquet")
+    network = table[table["who"] == "network"].set_index("term")
+    kernel = table[table["who"] == "kernel"].set_index("term")
+    assert (network["networks"].unique(), network["excluded"].unique()) == ([8], [1])
+    assert (kernel["networks"] == 9).all()
+    rows = pd.read_parquet(folder / "report" / "networks.parquet")
+    assert network.loc["risk", "measured"] == pytest.approx(rows.loc[rows["converged"], "network_test"].mean())
+    # lazy training: the terms of the network are those of its kernel
+    assert network.loc["bias", "measured"] == pytest.approx(kernel.loc["bias", "measured"], rel=0.1)
+    assert network.loc["bias", "predicted"] > 0
+    assert "Where the risk comes from" in (folder / "report" / "index.html").read_text()

@@ -26,8 +26,8 @@ class PoolPrediction:
     """Predicted ridge regression on ``num_samples`` points of the pool (units: kernel, squared target).
 
     ``kappa1`` is what the training resolvent measures, ``kappa2`` the threshold of the modes (equal at
-    infinite width); ``bias`` is b + s2, the squared bias with all unlearnable power; ``pool_ridge`` is k.
-    Risks are summed over outputs.
+    infinite width); ``bias`` is b + s2, the squared bias with all unlearnable power; ``limited`` is
+    b_F + s2, the risk at infinite data with these features; ``pool_ridge`` is k. Risks are summed over outputs.
     """
 
     kappa1: float
@@ -39,7 +39,22 @@ class PoolPrediction:
     test: float
     train: float
     bias: float
+    limited: float
     pool_ridge: float
+
+    def cross_risk(self, *, same_features: bool, overlap: Number) -> float:
+        """E (f - y)(f' - y) of two such predictors that share the features or not, and a share ``overlap`` of data.
+
+        (b_F + s2)/(1 - overlap gamma_1) with the same features, (b + s2)/(1 - overlap gamma_2) with independent
+        ones: only shared samples correlate the errors of fitting (the E-ensemble and B-bag laws at overlap 1 and 0).
+        Two sets of P points of a pool of M overlap by P/M. Derived in docs/attribution.md.
+
+        Raises ``ValueError`` for an overlap outside [0, 1].
+        """
+        if not 0 <= overlap <= 1:
+            raise ValueError(f"overlap={overlap:g} is a share of the training set; pass 0 <= overlap <= 1")
+        risk, gamma = (self.limited, self.gamma1) if same_features else (self.bias, self.gamma2)
+        return risk / (1 - overlap * gamma)
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,9 @@ class PoolEstimator:
         test = risk_at_infinite_data / (o_p + rho * d12 / p)
         kappa2 = k / o_m
         gamma1 = (df2 + (1 - rho) * d12) / p
-        return PoolPrediction(kappa2 * o_n, kappa2, d1, df2, gamma1, df2 / p, test, max(o_p, 0.0) ** 2 * test, bias, k)
+        train = max(o_p, 0.0) ** 2 * test
+        limited = risk_at_infinite_data
+        return PoolPrediction(kappa2 * o_n, kappa2, d1, df2, gamma1, df2 / p, test, train, bias, limited, k)
 
 
 def pool_estimator(gram: Float[Tensor, "m n"], targets: Float[Tensor, "rows c"]) -> PoolEstimator:

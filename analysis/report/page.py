@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ridgescope.analysis import figures
-from ridgescope.analysis.cells import cells, kappa_parts
+from ridgescope.analysis.cells import cells, kappa_parts, setting_labels
 from ridgescope.analysis.drawing import figure_bytes
 from ridgescope.analysis.report.text import DASH, MARKS, RULE, interval, number, percent, rms_range
 from ridgescope.analysis.verdict import chains, evaluate
@@ -99,11 +99,13 @@ def write_report(
     *,
     infinite: pd.DataFrame | None = None,
     verdicts: pd.DataFrame | None = None,
+    attribution: pd.DataFrame | None = None,
 ) -> Path:
     """Write index.html, figures/*.svg and *.pdf, networks, cells and verdicts (parquet; verdicts also csv).
 
     networks: one row per trained network; infinite: infinite-width kernels on many draws; spectra: data, model,
-    index, eigenvalue, target_power, kernel; verdicts: of ``evaluate``, by default of the default claims; metadata:
+    index, eigenvalue, target_power, kernel; verdicts: of ``evaluate``, by default of the default claims;
+    attribution: of ``experiment.project``, the terms of the risk in crossed cells; metadata:
     shown as provenance, 'title' and 'created' in the heading.
     Returns the path of the page, which is written last: where it exists, the rest does. Raises ``ValueError`` if
     ``networks`` lacks a column.
@@ -121,10 +123,13 @@ def write_report(
             _replace(out_dir / "figures" / f"{stem}.svg", svg)
             _replace(out_dir / "figures" / f"{stem}.pdf", figure_bytes(figure, "pdf"))
             drawings.append(Drawing(kind, stem, title, _inline(svg.decode(), stem, title)))
-        sections.append(_section(str(model), verdicts, table, drawings))
+        section = _section(str(model), verdicts, table, drawings)
+        sections.append(section | {"attribution": _attribution(attribution, networks, str(model))})
     tables = {"networks": networks, "cells": table, "verdicts": verdicts}
     if infinite is not None:
         tables["infinite"] = infinite
+    if attribution is not None and len(attribution):
+        tables["attribution"] = attribution
     for name, frame in tables.items():
         _replace(out_dir / f"{name}.parquet", _parquet(frame))
     flat = verdicts.assign(runs=verdicts["runs"].map(" ".join))
@@ -191,6 +196,42 @@ def _section(model: str, verdicts: pd.DataFrame, table: pd.DataFrame, drawings: 
         "cells": [_cell(row) for row in of_model.to_dict("records")],
         "drawings": drawings,
     }
+
+
+def _attribution(table: pd.DataFrame | None, networks: pd.DataFrame, model: str) -> list[dict[str, Any]]:
+    """One block per crossed cell, ridge and predictor: its terms, each with what the theory says."""
+    if table is None or table.empty:
+        return []
+    runs = set(networks.loc[setting_labels(networks) == model, "run"])
+    mine = table[table["run"].isin(runs)]
+    blocks = []
+    for (width, size, ridge, who), rows in mine.groupby(["width", "P", "ridge", "who"], sort=True):
+        first = rows.iloc[0]
+        terms = [
+            {
+                "term": row["term"],
+                "measured": number(row["measured"], 3),
+                "half": number((row["high"] - row["low"]) / 2, 2),
+                "predicted": number(row["predicted"], 3),
+                "deviation": percent(row["deviation"]),
+                "verdict": row["verdict"],
+                "mark": MARKS[row["verdict"]],
+                "note": row["note"],
+            }
+            for row in rows.to_dict("records")
+        ]
+        title = (
+            f"width {width:g}, P = {size:g}, λ = {ridge:g}, {'trained network' if who == 'network' else 'its kernel'}"
+        )
+        if len(terms) == 1:  # no design that could be split
+            facts = terms[0]["note"]
+        else:
+            facts = (
+                f"{first['seeds']:.0f} seeds x {first['draws']:.0f} draws, {first['excluded']:.0f} networks left out"
+            )
+            facts += f"; for errors of 1 % of the risk: {first['needed']}"
+        blocks.append({"title": title, "facts": facts, "terms": terms if len(terms) > 1 else []})
+    return blocks
 
 
 def _claim(rows: pd.DataFrame) -> dict[str, Any]:

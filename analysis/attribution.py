@@ -1,0 +1,145 @@
+"""Risk attribution: the terms of a measured risk beside those of the theory, for every crossed cell of an experiment.
+
+The theory's six terms join to the four that a crossed design can tell apart, because label noise is redrawn with the
+training set: bias = bias^2 + noise, data variance = Var_X + Var_noise, initialisation variance = Var_F, interaction =
+Var_XF + Var_Fnoise. Training sets of P points drawn from one pool of M overlap by P/M, which moves a part of the data
+variance into the bias; the theory is evaluated for that overlap (docs/attribution.md).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ridgescope.analysis.crossed import TERMS, Combination, CrossRisks, bag, cross_risks, ensemble
+from ridgescope.theory import PoolEstimator, PoolPrediction
+
+ATTRIBUTION_COLUMNS = (
+    "run", "data", "model", "width", "P", "ridge", "alpha", "who", "term", "measured", "se", "low", "high", "predicted",
+    "deviation", "z", "verdict", "networks", "excluded", "seeds", "draws", "needed", "note",
+)  # fmt: skip
+
+
+def theory_cross_risks(prediction: PoolPrediction, overlap: float) -> Tensor:
+    """The four cross risks of ``analysis.crossed`` as the theory has them, for training sets that overlap so much."""
+    pairs = ((True, 1.0), (True, overlap), (False, 1.0), (False, overlap))
+    return torch.tensor(
+        [prediction.cross_risk(same_features=same, overlap=share) for same, share in pairs], dtype=torch.float64
+    )
+
+
+def predicted_cross_risks(
+    estimator: PoolEstimator, num_samples: int, ridge: float, inverse_width: float
+) -> Tensor | None:
+    """At the effective width 1/inverse_width (infinite at or below zero); None where the theory has no prediction."""
+    width = 1 / inverse_width if inverse_width > 0 else math.inf
+    try:
+        prediction = estimator.predict(num_samples, ridge, width)
+    except ValueError:
+        return None
+    return theory_cross_risks(prediction, num_samples / estimator.size)
+
+
+def quantities(num_seeds: int, num_draws: int) -> dict[str, Combination]:
+    """Everything that is compared: the terms, ensembles of 2, 4, ... seeds and bags of 2, 4, ... draws."""
+    chosen: dict[str, Combination] = dict(TERMS)
+    chosen |= {f"ensemble of {e}": ensemble(e) for e in _powers_of_two(num_seeds)}
+    return chosen | {f"bag of {b}": bag(b) for b in _powers_of_two(num_draws)}
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [2**i for i in range(1, int(math.log2(most)) + 1)]
+
+
+def attribute(
+    residuals: Tensor,
+    seeds: Sequence[int],
+    draws: Sequence[int],
+    *,
+    predicted: Tensor | None,
+    tolerance: float = 0.15,
+    precision: float = 0.01,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One row per term, ensemble and bag: measured with its interval, predicted, and a verdict.
+
+    ``residuals`` (n, T, C) are f - y of the networks on the same test points, ``predicted`` (4,) the theory's cross
+    risks. holds: the 90 % interval lies within ``tolerance`` of the predicted value; fails: wholly outside;
+    undetermined: anything else, and a term whose standard error exceeds half of it. ``needed`` is the design (seeds x
+    draws) of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
+    """
+    found = cross_risks(residuals, seeds, draws, generator=torch.Generator().manual_seed(seed))
+    design = found.networks_for(precision)
+    needed = "more test points" if design is None else f"{design[0]} x {design[1]}"
+    rows = []
+    for name, combination in quantities(found.num_seeds, found.num_draws).items():
+        theory = math.nan if predicted is None else float(predicted @ torch.tensor(combination, dtype=torch.float64))
+        rows.append(_row(name, found, combination, theory, tolerance) | {"needed": needed})
+    return rows
+
+
+def _row(name: str, found: CrossRisks, combination: Combination, theory: float, tolerance: float) -> dict[str, Any]:
+    one = found.estimate(combination)
+    verdict, note = "undetermined", ""
+    allowed = tolerance * theory
+    if math.isnan(theory):
+        note = "no theory for this kernel"
+    elif theory - allowed <= one.low and one.high <= theory + allowed:
+        verdict = "holds"
+    elif one.high < theory - allowed or one.low > theory + allowed:
+        verdict = "fails"
+    else:
+        note = "the error is as large as the term" if one.se > one.value / 2 else "the interval crosses the tolerance"
+    return {
+        "term": name,
+        "measured": one.value,
+        "se": one.se,
+        "low": one.low,
+        "high": one.high,
+        "predicted": theory,
+        "deviation": one.value / theory - 1 if theory > 0 else math.nan,
+        "z": (one.value - theory) / one.se if one.se > 0 else math.nan,
+        "verdict": verdict,
+        "note": note,
+        "networks": found.num_networks,
+        "seeds": found.num_seeds,
+        "draws": found.num_draws,
+    }
+
+
+def attribute_cell(
+    rows: pd.DataFrame,
+    predictions: Mapping[str, Tensor],
+    targets: Tensor,
+    estimator: PoolEstimator | None,
+    *,
+    tolerance: float = 0.15,
+    precision: float = 0.01,
+) -> list[dict[str, Any]]:
+    """Attribution of one crossed cell, for each ridge, of the trained networks and of their kernels at initialisation.
+
+    ``rows`` are the cell's rows of ``networks`` in the order of ``predictions`` ("network", "kernel": (E, T, C), on the
+    test points with ``targets`` (T, C)). Networks that did not reach their optimum are left out and counted.
+    """
+    table: list[dict[str, Any]] = []
+    for ridge, part in rows.groupby("ridge", sort=True):
+        predicted = None
+        inverse = part["inverse_width"].mean()
+        if estimator is not None and inverse == inverse:
+            predicted = predicted_cross_risks(estimator, int(part["P"].iloc[0]), float(ridge), float(inverse))  # type: ignore[arg-type]
+        for who in ("network", "kernel"):
+            kept = part[part["converged"].astype(bool)] if who == "network" else part
+            identity = {name: part[name].iloc[0] for name in ("run", "data", "model", "width", "P", "ridge", "alpha")}
+            identity |= {"who": who, "excluded": len(part) - len(kept)}
+            residuals = predictions[who][kept["member"].tolist()] - targets
+            labels = (kept["seed"].tolist(), kept["draw"].tolist())
+            try:
+                found = attribute(residuals, *labels, predicted=predicted, tolerance=tolerance, precision=precision)
+            except ValueError as error:
+                nothing = {"term": "risk", "verdict": "undetermined", "note": str(error), "networks": len(kept)}
+                found = [nothing]
+            table += [identity | row for row in found]
+    return table
