@@ -1,6 +1,5 @@
 """``ridgescope analyse`` and ``ridgescope validate``: from cells to verdicts."""
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,11 +18,12 @@ from ridgescope.analysis.report import print_verdicts, write_report
 from ridgescope.analysis.verdict import evaluate, failed_required
 from ridgescope.train.cell import is_done
 from ridgescope.train.config import checked
+from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
-from ridgescope.train.main import cell_folder, one_line_errors, quiet, run_cell
+from ridgescope.train.main import cell_folder, quiet, run_cell
 from ridgescope.train.progress import duration, progress, say
 from ridgescope.train.provenance import environment
-from ridgescope.train.sweep import compose_cells
+from ridgescope.train.sweep import compose_cells, experiment_lines
 from ridgescope.train.wandb_logging import finish, make_logger
 
 CLAIM_FAILED = 3  # exit status; 2 is a mistake of the user
@@ -43,10 +43,8 @@ def validate(config: DictConfig) -> None:
     """Train every cell that is not done, then analyse."""
     quiet()
     plain = checked(config)
-    place = [f"name={plain['name']}", f"output={plain['output']}"]
-    place += [f"logging.{key}={value}" for key, value in plain["logging"].items() if value and key != "tags"]
-    lines = [f"{plain['common']} {sweep} {plain['overrides']}" for sweep in plain["sweeps"]]
-    cells = [cell for line in lines for cell in compose_cells([*shlex.split(line), *place])]
+    settings = {key: plain[key] for key in ("sweeps", "common", "overrides", "name", "output", "logging")}
+    cells = [cell for line in experiment_lines(**settings) for cell in compose_cells(line)]
     todo = [cell for cell in cells if not is_done(cell_folder(checked(cell)))]
     say(f"{plain['name']}: {len(cells)} cells, {len(cells) - len(todo)} done already")
     started = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 
 import ridgescope
 
-PARTS = ("theory", "models", "train", "analysis", "conf")
+PARTS = ("theory", "models", "train", "analysis", "cluster", "conf")
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,7 +21,7 @@ def test_each_link_leads_to_its_top_level_folder(part: str) -> None:
 
 
 def test_no_part_is_imported_under_a_bare_name() -> None:
-    code = "import sys, ridgescope.theory, ridgescope.models, ridgescope.train, ridgescope.analysis; "
+    code = f"import sys, {', '.join(f'ridgescope.{part}' for part in PARTS)}; "
     code += f"print([part for part in {PARTS} if part in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "[]"
@@ -38,9 +38,9 @@ def test_a_users_own_folder_called_models_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        ("theory", ("models", "train", "analysis")),
-        ("models", ("theory", "train", "analysis")),
-        ("train", ("theory", "analysis")),
+        ("theory", ("models", "train", "analysis", "cluster")),
+        ("models", ("theory", "train", "analysis", "cluster")),
+        ("train", ("theory", "analysis", "cluster")),
     ],
 )
 def test_arrows_point_one_way(part: str, forbidden: tuple[str, ...]) -> None:

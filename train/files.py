@@ -4,12 +4,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ridgescope.train.errors import UserError
+
+if TYPE_CHECKING:  # whoever only looks at JSON need not wait for torch
+    from torch import Tensor
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -38,7 +38,9 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
     detached = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(detached, temporary, metadata))
 
@@ -52,8 +54,10 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
     """safetensors only: nothing that is loaded can run code."""
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own type for a truncated file

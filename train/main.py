@@ -4,21 +4,18 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ridgescope.train.cell import is_done, train_cell
 from ridgescope.train.config import cell_hash, cell_name, checked, parse_memory, register
 from ridgescope.train.data import prepare_data
+from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import write_json
 from ridgescope.train.progress import duration, say
@@ -26,25 +23,6 @@ from ridgescope.train.wandb_logging import finish, make_logger
 
 _PASSED_ON = ("ridges", "num_seeds", "design", "seed", "alpha", "batch_size", "max_steps", "tolerance", "accelerator")
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-
-def one_line_errors(command: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """A mistake ends a command as one line and status 2, before Hydra can add its own account of it.
-
-    In a multirun it is raised, so that the other cells go on.
-    """
-
-    @wraps(command)
-    def wrapped(config: DictConfig) -> None:
-        try:
-            command(config)
-        except UserError as error:
-            if HydraConfig.get().mode is not RunMode.RUN:
-                raise
-            say(f"ridgescope: error: {error}")
-            raise SystemExit(2) from error
-
-    return wrapped
 
 
 def quiet() -> None:

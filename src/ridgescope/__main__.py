@@ -10,6 +10,8 @@ COMMANDS = {
     "validate": "train a ladder of networks and project it onto the theory: the main job",
     "train": "train one cell, or with -m a Hydra multirun of cells",
     "analyse": "measure and project the cells of an experiment, without retraining",
+    "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
+    "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
 }
 
 USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
@@ -59,6 +61,10 @@ def _run(command: str) -> int:
             from ridgescope.train.main import main as run
         elif command == "analyse":
             from ridgescope.analysis.main import analyse as run
+        elif command == "submit":
+            from ridgescope.cluster.main import submit as run
+        elif command == "status":
+            from ridgescope.cluster.main import status as run
         else:
             from ridgescope.analysis.main import validate as run
         run()
