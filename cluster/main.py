@@ -1,12 +1,12 @@
 """``ridgescope submit`` and ``ridgescope status``."""
 
-import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
+from ridgescope.analysis.config import AnalyseConfig
 from ridgescope.cluster.config import register
 from ridgescope.cluster.status import overview, unfinished
 from ridgescope.cluster.submission import PlannedCell, Submission, load_all
@@ -35,15 +35,9 @@ def submit(config: DictConfig) -> None:
     # on this machine: the nodes of many clusters reach no network, and all jobs would download at once
     for source in {(c.config["data"]["name"], c.config["data"]["root"], c.config["data"]["download"]) for c in cells}:
         load_source(source[0], root=source[1], download=source[2])
-    analysis = [f"infinite_draws={plain['infinite_draws']}"]
-    analysis += settings_words(plain["logging"])
+    analysis = {field.name: plain[field.name] for field in fields(AnalyseConfig) if field.name in plain}
     experiment = Path(plain["output"]) / plain["name"]
-    _tell(experiment, submit_cells(experiment, cells, {"cluster": plain["cluster"]}, analysis))
-
-
-def settings_words(logging: dict[str, Any]) -> list[str]:
-    """Logging settings as overrides."""
-    return [f"logging.{key}={json.dumps(value)}" for key, value in logging.items() if value]
+    _tell(experiment, submit_cells(experiment, cells, plain["cluster"], analysis))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="status")
@@ -59,7 +53,7 @@ def status(config: DictConfig) -> None:
         from ridgescope.cluster.submit import submit as submit_cells  # imports torch; looking need not wait for it
 
         last = load_all(experiment)[-1].settings
-        _tell(experiment, submit_cells(experiment, again, {"cluster": last["cluster"]}, last["analysis"]))
+        _tell(experiment, submit_cells(experiment, again, last["cluster"], last["analysis"]))
     elif again:
         print(f"submit these {len(again)} again: ridgescope status folder={experiment} resubmit=true")
 

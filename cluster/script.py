@@ -8,6 +8,7 @@ a cancelled job must stay cancelled, and Slurm requeues a preempted one by itsel
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,18 @@ exit $status""",
     return "\n".join(lines) + "\n"
 
 
-def analysis_script(name: str, submission: Path, cluster: dict[str, Any], words: list[str]) -> str:
-    """The job after the arrays: what became of the cells, then ``ridgescope analyse`` of those that are there."""
-    settings = cluster | {"time": cluster["analysis_time"], "mem": cluster["analysis_mem"]}
-    folder = shlex.quote(f"folder={submission.parents[1]}")
+def analysis_script(name: str, submission: Path, cluster: dict[str, Any], words: Sequence[str]) -> str:
+    """The job after the arrays: what became of the cells, then ``ridgescope analyse`` of those that are there.
+
+    Its exit status is that of ``analyse``: 3 where a required claim fails.
+    """
+    settings = cluster | {"time": cluster["analysis_time"], "mem": cluster["analysis_mem"], "at_once": 1}
+    folder = f"folder={submission.parents[1]}"
     lines = _header(f"ridgescope-{name}-analysis", submission / "logs" / "analysis-%j.log", settings)
     lines += [
         *_environment(settings),
-        f"{_python(cluster)} -m ridgescope status {folder}",
-        f"exec {_python(cluster)} -m ridgescope analyse {folder} {shlex.join(words)}",
+        f"{_python(cluster)} -m ridgescope status {shlex.quote(folder)}",
+        f"exec {_python(cluster)} -m ridgescope analyse {shlex.join([folder, *words])}",
     ]
     return "\n".join(lines) + "\n"
 

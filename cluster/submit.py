@@ -1,5 +1,6 @@
 """From a sweep to its jobs: skip what is done or under way, write it down, hand it to Slurm, return."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,13 +51,12 @@ def plan(experiment: Path, cells: Sequence[PlannedCell]) -> Plan:
 
 
 def submit(
-    experiment: Path, cells: Sequence[PlannedCell], settings: dict[str, Any], analysis: Sequence[str] = ()
+    experiment: Path, cells: Sequence[PlannedCell], cluster: dict[str, Any], analysis: dict[str, Any]
 ) -> Submission | None:
     """Submit what is to be done, and the analysis after it; None if there is nothing.
 
-    ``settings["cluster"]`` are those of ``ClusterConfig``, ``analysis`` further overrides of ``ridgescope analyse``.
+    ``cluster`` are the values of ``ClusterConfig``, ``analysis`` those of ``AnalyseConfig`` but for the folder.
     """
-    cluster = settings["cluster"]
     check_settings(cluster)
     for tool in ("sbatch", "squeue", "scontrol"):
         if shutil.which(tool) is None:
@@ -72,10 +72,11 @@ def submit(
         if not decided.todo:
             return None
         limit = max_array_size()
-        submission = create(experiment, decided.todo, {**settings, "analysis": list(analysis)}, git_commit())
+        settings = {"cluster": cluster, "analysis": analysis}
+        submission = create(experiment, decided.todo, settings, git_commit())
         name, folder = experiment.name, submission.folder
         write_text(folder / "array.sh", array_script(name, folder, cluster))
-        write_text(folder / "analyse.sh", analysis_script(name, folder, cluster, list(analysis)))
+        write_text(folder / "analyse.sh", analysis_script(name, folder, cluster, _analysis_words(folder, analysis)))
         try:
             for first in range(0, submission.num_tasks, limit):
                 count = min(limit, submission.num_tasks - first)
@@ -94,6 +95,18 @@ def submit(
             ) from None
         _replace_analysis(experiment, submission)
     return submission
+
+
+def _analysis_words(folder: Path, analysis: dict[str, Any]) -> list[str]:
+    """The settings as they are now, as overrides; the claims as a configuration group of the submission's own."""
+    write_text(folder / "conf" / "claims" / "submitted.yaml", json.dumps(analysis.get("claims", {}), indent=1))
+    words = ["--config-dir", str(folder / "conf"), "claims=submitted"]
+    for key, value in analysis.items():
+        if isinstance(value, dict):
+            words += [f"{key}.{k}={json.dumps(v)}" for k, v in value.items() if key != "claims"]
+        else:
+            words.append(f"{key}={json.dumps(value)}")
+    return words
 
 
 def _replace_analysis(experiment: Path, newest: Submission) -> None:

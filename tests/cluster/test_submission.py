@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_without_a_queue_the_state_is_read_from_the_files(
 def test_submitting_without_slurm_says_what_else_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SlurmError, match=r"sbatch is not on the PATH; .*`ridgescope validate` runs the same sweep"):
-        submit(tmp_path / "sweep", cells("ab"), {"cluster": asdict(ClusterConfig())})
+        submit(tmp_path / "sweep", cells("ab"), asdict(ClusterConfig()), {})
     assert not (tmp_path / "sweep").exists()
 
 
@@ -145,7 +146,7 @@ def test_a_long_sweep_is_split_and_an_accepted_part_is_never_forgotten(tmp_path:
     tool("sbatch", f'echo "$@" >> {tmp_path}/calls; n=$(wc -l < {tmp_path}/calls); [ $n -lt 3 ] && echo $((40 + n)) '
          "|| { echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }")  # fmt: skip
     with pytest.raises(UserError, match=r"QOSMaxSubmitJobPerUserLimit; 6 of 8 tasks were accepted"):
-        submit(tmp_path / "sweep", cells("abcdefgh"), {"cluster": asdict(ClusterConfig(max_running=2))})
+        submit(tmp_path / "sweep", cells("abcdefgh"), asdict(ClusterConfig(max_running=2)), {})
     kept = load_all((tmp_path / "sweep").resolve())[0]
     assert kept.arrays == [ArrayJob(41, 0, 3), ArrayJob(42, 3, 3)]
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -158,13 +159,15 @@ def test_the_analysis_waits_for_all_parts_and_replaces_an_older_one(tmp_path: Pa
     tool("sbatch", f'echo "$@" >> {tmp_path}/calls; wc -l < {tmp_path}/calls')
     tool("squeue", "for i in 3; do echo $i'|N/A|PENDING|Dependency'; done")
     tool("scancel", f"echo $@ > {tmp_path}/cancelled")
-    settings = {"cluster": asdict(ClusterConfig())}
-    first = submit(tmp_path / "sweep", cells("ab"), settings, ["infinite_draws=4"])
+    settings = asdict(ClusterConfig()), {"infinite_draws": 4, "logging": {"tags": ["a b"]}, "claims": {"x": {}}}
+    first = submit(tmp_path / "sweep", cells("ab"), *settings)
     assert first is not None
     assert first.analysis == 3
     assert "--dependency=afterany:1:2" in (tmp_path / "calls").read_text()
-    assert "infinite_draws=4" in (first.folder / "analyse.sh").read_text()
-    submit(tmp_path / "sweep", cells("abc"), settings)
+    words = shlex.split((first.folder / "analyse.sh").read_text().splitlines()[-1])
+    assert words[-4:] == [str(first.folder / "conf"), "claims=submitted", "infinite_draws=4", 'logging.tags=["a b"]']
+    assert json.loads((first.folder / "conf" / "claims" / "submitted.yaml").read_text()) == {"x": {}}
+    submit(tmp_path / "sweep", cells("abc"), *settings)
     assert (tmp_path / "cancelled").read_text() == "3\n"
 
 
