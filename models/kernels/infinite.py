@@ -7,7 +7,7 @@ and A the average over what a neuron reads (all neurons; in a convolution also t
     K_(l+1) = s^2 A[D(K_l)] + s_b^2,          T_(l+1) = w A[D(K_l)] + b + s^2 A[D'(K_l) T_l]
 
 For parameters drawn at unit variance (ntk, mup) ``w = s^2`` and ``b = s_b^2``. With a flattened readout only
-covariances of a pixel with itself, in two images, ever enter.
+covariances of a pixel with itself, in two images, ever enter; with a pooled one those of all pairs of pixels.
 
 Sources: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572; Arora et al. 2019,
 arXiv:1904.11955 for convolutions.
@@ -15,8 +15,12 @@ arXiv:1904.11955 for convolutions.
 Axes: s pixels (1 in an MLP); n, m inputs; k entries of a window of the input.
 """
 
-from collections.abc import Callable
+import math
+import time
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from jaxtyping import Float, Float64
@@ -29,8 +33,6 @@ from ridgescope.models.layers import ScaledConv2d, ScaledLinear
 from ridgescope.models.mlp import MLP
 from ridgescope.models.network import Network
 from ridgescope.models.patches import Geometry
-
-Average = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def infinite_ntk(
     model: nn.Module,
     x1: Float[Tensor, " n *shape"],
     x2: Float[Tensor, " m *shape"] | None = None,
+    *,
+    max_hours: int | float = 4,
 ) -> InfiniteKernels:
     """Limits of wide networks of the model's architecture, one output; the model's weights are not read.
 
@@ -54,7 +58,7 @@ def infinite_ntk(
     share of the NTK is its fan-in over ``model.width`` (a bias's 1/width): these ratios are kept at the
     model's own width, since the input layer's is not small, and so the result depends on it.
 
-    Exact for MLP and for CNN with ``readout="flatten"``, with the model's biases, strides and zero padding.
+    Exact for MLP and CNN, with the model's biases, strides, zero padding and readout.
     For ReLU inputs whose squared sine is below 1e-14 count as parallel, where rounding would cost half the
     digits.
 
@@ -62,7 +66,10 @@ def infinite_ntk(
     inputs, half for x2=None.
     Memory: two results, the inputs' windows, and some 20 MB for a tile of pairs.
 
-    Raises ``ValueError`` for other models, for ``readout="pool"`` and for inputs that do not fit.
+    A pooled readout needs every pair of pixels: S^2 in place of S of them, at the same memory.
+
+    Raises ``ValueError`` for other models, for inputs that do not fit, and, after the first tile, where this
+    machine would take longer than ``max_hours``.
     """
     network = _supported(model)
     windows1, variances1 = _prepare(network, x1)
@@ -70,16 +77,25 @@ def infinite_ntk(
     largest = [max(float(q1.max()), float(q2.max())) for q1, q2 in zip(variances1, variances2, strict=True)]
     dual = DUALS[network.activation]
     (pixels, rows, _), columns = windows1.shape, windows2.shape[1]
+    recursion = _pooled if isinstance(network, CNN) and network.pooled else _recursion
     nngp, ntk = (torch.empty(rows, columns, dtype=torch.float64, device=x1.device) for _ in range(2))
     side = max(1, int((TILE_NUMBERS / pixels) ** 0.5))
+    tiles_left = math.ceil(rows / side) * math.ceil(columns / side) / (2 if x2 is None else 1)
+    started = time.perf_counter()
     for start in range(0, rows, side):
         p = slice(start, start + side)
         left = [dual.prepare(q1[:, p, None], most) for q1, most in zip(variances1, largest, strict=True)]
         for other in range(start if x2 is None else 0, columns, side):
             q = slice(other, other + side)
             right = [dual.prepare(q2[:, None, q], most) for q2, most in zip(variances2, largest, strict=True)]
-            products = windows1[:, p] @ windows2[:, q].transpose(1, 2)
-            for kernel, tile in zip((nngp, ntk), _recursion(network, products, left, right), strict=True):
+            tiles = recursion(network, windows1[:, p], windows2[:, q], left, right)
+            hours = tiles_left * (time.perf_counter() - started) / 3600
+            if start == other == 0 and hours > max_hours:
+                raise ValueError(
+                    f"the infinite-width kernels of {rows} x {columns} inputs would take about {hours:.0f} hours, "
+                    f"more than max_hours={max_hours:g}; pass fewer inputs, larger strides, or max_hours"
+                )
+            for kernel, tile in zip((nngp, ntk), tiles, strict=True):
                 if x2 is None:
                     kernel[q, p] = tile.T
                 kernel[p, q] = tile.triu() + tile.triu(1).T if x2 is None and p == q else tile
@@ -90,11 +106,6 @@ TILE_NUMBERS = 2**18  # pixels times pairs in a tile: 2 MB an array, so that the
 
 
 def _supported(model: nn.Module) -> Network:
-    if isinstance(model, CNN) and model.pooled:
-        raise ValueError(
-            'the infinite-width kernel of readout="pool" is not available yet; '
-            'use readout="flatten", or the finite kernels of wide networks'
-        )
     if not isinstance(model, MLP | CNN):
         raise ValueError(f"infinite-width kernels exist for MLP and CNN, got {type(model).__name__}; use empirical_ntk")
     return model
@@ -119,9 +130,11 @@ def _variances(network: Network, squared: Tensor) -> list[Tensor]:
     dual = DUALS[network.activation]
     first, *later = network.layers[:-1]
     variances = [_covariance_weight(first) * squared + _bias_variance(first)]
-    for layer, average in zip(later, _averages(network), strict=False):
+    for i, layer in enumerate(later):
         q = variances[-1]
-        mean = average(dual(q, q, q)[0])
+        mean = dual(q, q, q)[0]
+        if isinstance(network, CNN):
+            mean = _window_mean(mean, network.pixels[i], network.strides[i + 1])
         variances.append(layer.fan_in * _covariance_weight(layer) * mean + _bias_variance(layer))
     return variances
 
@@ -134,39 +147,124 @@ def _bias_variance(layer: ScaledLinear | ScaledConv2d) -> float:
     return (layer.bias_scale * layer.bias_std) ** 2
 
 
-def _recursion(network: Network, products: Tensor, left: list[Tensor], right: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Both kernels of a tile of pairs, from their windows' products (s, n, m) and prepared variances."""
-    dual = DUALS[network.activation]
-    first, *later = network.layers
+def _recursion(
+    network: Network, left: Tensor, right: Tensor, prepared1: list[Tensor], prepared2: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Both kernels of a tile of pairs, from their windows (s, n, k), (s, m, k) and prepared variances."""
+    shapes = network.pixels if isinstance(network, CNN) else [(1, 1)] * network.depth
+    value, passed = _hidden(network, shapes, left @ right.transpose(1, 2), prepared1, prepared2)
+    return _readout(network, value.mean(0), passed.mean(0))
+
+
+def _pooled(
+    network: Network, left: Tensor, right: Tensor, prepared1: list[Tensor], prepared2: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same with a mean over the last pixels, to which every pair of pixels (s, t) contributes.
+
+    Convolutions never mix displacements ``t - s``: those of one displacement in the last image stem from its
+    multiples by the strides in the earlier ones. One displacement at a time, nothing of size s^2 is held.
+    """
+    assert isinstance(network, CNN)
+    shapes, strides = network.pixels, network.strides
+    height, width = shapes[-1]
+    steps = [math.prod(strides[i + 1 :]) for i in range(network.depth)]
+    value = left.new_zeros(left.shape[1], right.shape[1])
+    passed = torch.zeros_like(value)
+    for down in range(1 - height, height):
+        for along in range(1 - width, width):
+            places = [_Overlap(shape, step * down, step * along) for shape, step in zip(shapes, steps, strict=True)]
+            here1 = [place.first(q, 3) for place, q in zip(places, prepared1, strict=True)]
+            here2 = [place.second(q, 3) for place, q in zip(places, prepared2, strict=True)]
+            products = places[0].first(left, 3) @ places[0].second(right, 3).transpose(1, 2)
+            values, slopes = _hidden(network, [place.shape for place in places], products, here1, here2)
+            value += values.sum(0)
+            passed += slopes.sum(0)
+    pairs = (height * width) ** 2
+    return _readout(network, value / pairs, passed / pairs)
+
+
+class _Overlap:
+    """The pixels s of an image for which t = s + displacement is a pixel too: a rectangle, and the same moved."""
+
+    def __init__(self, image: tuple[int, int], down: int, along: int) -> None:
+        self.image = image
+        self.shape = image[0] - abs(down), image[1] - abs(along)
+        self.starts = [(max(0, -down), max(0, -along)), (max(0, down), max(0, along))]
+
+    def first(self, values: Tensor, axis: int) -> Tensor:
+        """The entries at s, where pixels are this axis, counted from the end."""
+        return self._cut(values, axis, 0)
+
+    def second(self, values: Tensor, axis: int) -> Tensor:
+        """The entries at t."""
+        return self._cut(values, axis, 1)
+
+    def _cut(self, values: Tensor, axis: int, side: int) -> Tensor:
+        grid = values.unflatten(-axis, self.image)
+        rows, columns = grid.ndim - axis - 1, grid.ndim - axis
+        (top, start), (height, width) = self.starts[side], self.shape
+        return grid.narrow(rows, top, height).narrow(columns, start, width).flatten(rows, columns)
+
+
+def _hidden(
+    network: Network,
+    shapes: list[tuple[int, int]],
+    products: Tensor,
+    prepared1: list[Tensor],
+    prepared2: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The last layer's ``D(K)`` and ``D'(K) T``, (s, n, m), from the first windows' products."""
+    first, *later = network.layers[:-1]
+    strides = network.strides[1:] if isinstance(network, CNN) else ()
     covariance = products * _covariance_weight(first) + _bias_variance(first)
     tangent = products * first.weight_scale**2 + first.bias_scale**2
-    for layer, average, q1, q2 in zip(later, _averages(network), left, right, strict=True):
-        value, derivative = dual.pair(covariance, q1, q2)
-        mean = average(value).mul_(layer.fan_in)
-        passed = average(derivative.mul_(tangent)).mul_(layer.fan_in * _covariance_weight(layer))
-        covariance = mean * _covariance_weight(layer) + _bias_variance(layer)
-        tangent = passed.add_(mean, alpha=layer.weight_scale**2).add_(layer.bias_scale**2)
+    for i, layer in enumerate(later):
+        value, passed = _activate(network.activation, covariance, tangent, prepared1[i], prepared2[i])
+        if strides:
+            value, passed = (_window_mean(v, shapes[i], strides[i]) for v in (value, passed))
+        covariance, tangent = _next(layer, value, passed)
+    return _activate(network.activation, covariance, tangent, prepared1[-1], prepared2[-1])
+
+
+def _activate(
+    activation: str, covariance: Tensor, tangent: Tensor, left: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``D(K)`` and ``D'(K) T``; on the CPU in place of both."""
+    if covariance.device.type == "cpu":
+        arrays = (covariance, tangent, *(v.view(-1, len(covariance), v.shape[-2:].numel()) for v in (left, right)))
+        compiled().ACTIVATIONS[activation](*(v.contiguous().numpy() for v in arrays))
+        return covariance, tangent
+    value, derivative = DUALS[activation].pair(covariance, left, right)
+    return value, derivative.mul_(tangent)
+
+
+@cache
+def compiled() -> ModuleType:
+    """Imported where it is first needed: Numba takes half a second."""
+    return import_module("ridgescope.models.kernels.compiled")
+
+
+def _next(layer: ScaledLinear | ScaledConv2d, value: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariance and tangent kernel of a layer's outputs, from the averages over what its neurons read."""
+    weight = layer.fan_in * _covariance_weight(layer)
+    covariance = value * weight + _bias_variance(layer)
+    tangent = passed.mul_(weight).add_(value, alpha=layer.fan_in * layer.weight_scale**2).add_(layer.bias_scale**2)
+    return covariance, tangent
+
+
+def _readout(network: Network, value: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
+    covariance, tangent = _next(network.readout, value, passed)
     # kernel_scale is 1/width for mup: its outputs have that variance too
     scale = network.kernel_scale if network.parameterisation == "mup" else 1.0
-    return covariance[0] / scale, tangent[0] / network.kernel_scale
+    return covariance / scale, tangent / network.kernel_scale
 
 
-def _averages(network: Network) -> list[Average]:
-    """What each layer after the first averages over, (s, ...) -> (s', ...); one pixel at the readout."""
-    if isinstance(network, CNN):
-        later = zip(network.strides[1:], network.pixels, strict=False)
-        return [_window_mean(shape, stride) for stride, shape in later] + [lambda v: v.mean(0, keepdim=True)]
-    return [lambda v: v] * network.depth
-
-
-def _window_mean(shape: tuple[int, int], stride: int) -> Average:
-    """Mean over 3x3 windows of an image of this shape with zeros around it, one axis after the other."""
-
-    def average(v: Tensor) -> Tensor:
-        image = v.unflatten(0, shape)
-        return _window_sum(_window_sum(image, 0, stride), 1, stride).flatten(0, 1).mul_(1 / 9)
-
-    return average
+def _window_mean(v: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
+    """Mean over 3x3 windows of an image of this shape (s, ...) with zeros around it, one axis after the other."""
+    if v.ndim == 3 and v.device.type == "cpu":
+        return torch.from_numpy(compiled().window_means(v.contiguous().numpy(), *shape, stride))
+    image = v.unflatten(0, shape)
+    return _window_sum(_window_sum(image, 0, stride), 1, stride).flatten(0, 1).mul_(1 / 9)
 
 
 def _window_sum(image: Tensor, axis: int, stride: int) -> Tensor:

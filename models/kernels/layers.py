@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
 from ridgescope.models.patches import Geometry
@@ -77,8 +78,10 @@ def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
     def call(name: str, layer: Supported, x: Tensor) -> Tensor:
         use = Use(layer, x.detach())
         # torch convolves quickly in single precision only
-        own = isinstance(layer, nn.Conv2d) and x.dtype == torch.float64 and x.device.type == "cpu"
-        use.output = _convolve(layer, x, use.inputs) if own else type(layer).forward(layer, x)
+        if isinstance(layer, nn.Conv2d) and x.dtype == torch.float64 and x.device.type == "cpu":
+            use.output = _convolve(layer, x, use.inputs)
+        else:
+            use.output = type(layer).forward(layer, x)  # type: ignore[arg-type]
         if not use.output.requires_grad:
             use.output.requires_grad_()
         use.passed_on = use.output.clone()  # an in-place activation would overwrite the recorded preactivation
@@ -142,7 +145,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
         geometry = ctx.geometry
-        image = torch.nn.grad.conv2d_input(ctx.shape, weight, gradient, geometry.stride, geometry.padding)
+        image = conv2d_input(ctx.shape, weight, gradient, geometry.stride, geometry.padding)
         return image, None, None, None, None
 
 
@@ -169,9 +172,9 @@ def _grouped_gradients(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
     n, o, *size = gradient.shape
     shape = (n * o, *layer.weight.shape[1:])
     stacked = (x.reshape(1, -1, *x.shape[2:]), gradient.reshape(1, n * o, *size))
-    return torch.nn.grad.conv2d_weight(
-        stacked[0], shape, stacked[1], layer.stride, layer.padding, layer.dilation, groups=n
-    ).view(n, o, -1)
+    return conv2d_weight(stacked[0], shape, stacked[1], layer.stride, layer.padding, layer.dilation, groups=n).view(
+        n, o, -1
+    )
 
 
 def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:

@@ -23,6 +23,10 @@ def cnn(generator, **options):
     return CNN((1, 6, 6), 2, **options)
 
 
+def pooled(generator, **options):
+    return cnn(generator, **{"readout": "pool", "depth": 2, "strides": (1, 2), **options})
+
+
 def similar_inputs(inputs):
     """Five inputs, of which two are close and two are equal."""
     x = inputs(5, 36)
@@ -40,7 +44,7 @@ def assert_is_the_limit(draws, limit, width):
 
 @pytest.mark.parametrize("parameterisation", ["ntk", "mup", "standard"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("make", [mlp, cnn, pooled])
 def test_wide_networks_approach_the_limit(generator, inputs, make, activation, parameterisation):
     x = similar_inputs(inputs)
     options = {"activation": activation, "parameterisation": parameterisation}
@@ -107,6 +111,54 @@ def test_cnn_recursion_pixel_by_pixel(generator, inputs, activation, strides):
     nngp, ntk = slow_cnn_kernels(net, x, y, bias_std=0.3)
     torch.testing.assert_close(kernels.nngp, nngp, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(kernels.ntk, ntk, rtol=1e-12, atol=1e-13)
+
+
+def shifted_means(values, stride):
+    """``mean_d v[s + d, t + d]`` over the nine offsets, for an array (n, m, rows, columns, rows, columns)."""
+    padded = torch.nn.functional.pad(values, (1, 1) * 4)
+    rows, columns = values.shape[2:4]
+    windows = [
+        padded[:, :, i : i + rows : stride, j : j + columns : stride, i : i + rows : stride, j : j + columns : stride]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return sum(windows) / 9
+
+
+def slow_pooled_kernels(net, x, y, bias_std):
+    """The recursion over all pairs of pixels at once, with variances from each image with itself."""
+    dual, gain = DUALS[net.activation], ACTIVATIONS[net.activation].gain
+    images = [one.view(-1, *net.in_shape) for one in (x, y)]
+    pairs = [(images[0], images[0]), (images[1], images[1]), images]
+    values = [torch.einsum("ncij,mckl->nmijkl", a, b) / net.in_shape[0] for a, b in pairs]
+    slopes = torch.zeros_like(values[2])
+    for layer, stride in enumerate(net.strides):
+        s2 = 1.0 if layer == 0 else gain**2
+        xx, yy, xy = (s2 * shifted_means(value, stride) + bias_std**2 for value in values)
+        passed = shifted_means(slopes, stride)
+        qx, qy = (torch.einsum("nnijij->nij", v) for v in (xx, yy))
+        values = [
+            dual(k, q1[:, None, :, :, None, None], q2[None, :, None, None, :, :])[0]
+            for k, q1, q2 in [(xx, qx, qx), (yy, qy, qy)]
+        ]
+        value, slope = dual(xy, qx[:, None, :, :, None, None], qy[None, :, None, None, :, :])
+        values.append(value)
+        slopes = slope * (xy + s2 * passed)
+    nngp = gain**2 * values[2].mean((2, 3, 4, 5)) + bias_std**2
+    return nngp, nngp + gain**2 * slopes.mean((2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (1, 3, 2)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_pooled_recursion_over_all_pairs_of_pixels(generator, inputs, activation, strides):
+    x, y = inputs(3, 70), inputs(2, 70)
+    y[0] = x[1]
+    options = {"strides": strides, "depth": len(strides), "activation": activation, "bias_std": 0.3}
+    net = CNN((2, 5, 7), 1, width=3, readout="pool", generator=generator, **options)
+    kernels = infinite_ntk(net, x, y)
+    nngp, ntk = slow_pooled_kernels(net, x, y, bias_std=0.3)
+    torch.testing.assert_close(kernels.nngp, nngp, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(kernels.ntk, ntk, rtol=1e-11, atol=1e-12)
 
 
 def test_without_an_input_bias_the_first_layer_of_one_pixel_is_the_mlp(generator, inputs):
@@ -207,10 +259,13 @@ def test_conjugate_kernel_is_what_the_readout_adds_to_the_ntk(generator, inputs)
     torch.testing.assert_close(conjugate_kernel(net, None, x), rows @ rows.T)
 
 
+def test_a_kernel_that_takes_too_long_is_refused_with_its_hours(generator, inputs):
+    with pytest.raises(ValueError, match=r"5 x 5 inputs would take about .* hours, more than max_hours=1e-09"):
+        infinite_ntk(pooled(generator), inputs(5, 36), max_hours=1e-9)
+
+
 def test_models_without_these_kernels_are_refused(generator, inputs):
     x = inputs(3, 36)
-    with pytest.raises(ValueError, match=r'readout="pool" is not available yet; use readout="flatten"'):
-        infinite_ntk(cnn(generator, readout="pool"), x)
     with pytest.raises(ValueError, match="exist for MLP and CNN, got Linear; use empirical_ntk"):
         infinite_ntk(nn.Linear(36, 1), x)
     with pytest.raises(ValueError, match=r"shape \(3, 36\) do not fit in_shape=\(5,\)"):
