@@ -87,8 +87,9 @@ def empirical_ntk(
     """
     require_choice("form", form, ("full", "trace"))
     with full_precision(x1.device):
-        plan = _plan(model, params, x1, x2, form, outputs, parameters, dtype)
         team = Team(group)
+        with team.together():
+            plan = _plan(model, params, x1, x2, form, outputs, parameters, dtype)
         if path is not None:
             return stored_kernel(plan, x1, x2, Path(path), memory, team)
         return _in_memory(plan, x1, x2, memory, team, by_module=False)[0]
