@@ -3,6 +3,7 @@
 from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels import (
     InfiniteKernels,
+    KernelStore,
     LayerKernels,
     conjugate_kernel,
     empirical_ntk,
@@ -20,6 +21,7 @@ __all__ = [
     "CNN",
     "MLP",
     "InfiniteKernels",
+    "KernelStore",
     "LayerKernels",
     "Network",
     "ScaledConv2d",
