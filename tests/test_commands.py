@@ -12,6 +12,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from ridgescope.__main__ import main
+from ridgescope.analysis.experiment import project
+from ridgescope.models import KernelStore
 
 Outcome = tuple[int | str | None, str, str]
 
@@ -100,14 +102,14 @@ def test_an_analysis_reads_the_kernels_that_an_earlier_one_kept(
     validated: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, call: Callable[..., Outcome]
 ) -> None:
     copy, store = tmp_path / "copy", tmp_path / "kernels"
-    shutil.copytree(validated[0], copy)
-    cell = sorted((copy / "cells").glob("*mlp-w24*"))[0].name
-    expected = pd.read_parquet(copy / "measurements" / f"{cell}.parquet")
+    cell = sorted((validated[0] / "cells").glob("*mlp-w24*"))[0]
+    shutil.copytree(cell, copy / "cells" / cell.name)
+    expected = project(copy, infinite_draws=1).networks
     seen: list[dict[str, int]] = []
     for _ in range(2):
-        (copy / "measurements" / f"{cell}.parquet").unlink()
-        assert call("analyse", f"folder={copy}", f"kernels={store}", "infinite_draws=2")[0] == 0
-        pd.testing.assert_frame_equal(pd.read_parquet(copy / "measurements" / f"{cell}.parquet"), expected)
+        shutil.rmtree(copy / "measurements")
+        kept = project(copy, infinite_draws=1, kernels=KernelStore(store)).networks
+        pd.testing.assert_frame_equal(kept, expected)
         seen.append({str(path): path.stat().st_mtime_ns for path in store.rglob("*.safetensors")})
     assert seen[0] == seen[1] != {}
     damaged = sorted(store.iterdir())[0] / "kernel.safetensors"
