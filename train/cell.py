@@ -108,6 +108,8 @@ def train_cell(
         # kept for a backward pass, and about as much again in its temporaries and in a forward derivative; the inputs
         cost += 3 * one * (batch_size or num_samples)
         cost += num_samples * data.pool_inputs[0].numel() * initial.element_size()
+        if measure_kernels:  # both as they were at the start, and one as it is
+            cost += 3 * num_samples**2 * initial.element_size()
         # every device gets a program, and no program more than the memory of one
         size = min(members_per_program(cost, memory), math.ceil(len(members) / devices))
         plan = plan_programs(folder, members, size)

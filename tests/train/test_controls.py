@@ -64,10 +64,13 @@ def risk(data: PreparedData, net: MLP, dual: torch.Tensor) -> float:
     return float((test - data.test_targets).square().sum(1).mean())
 
 
-@pytest.mark.parametrize("optimiser", [KernelLBFGS(), SGD(momentum=0.97)], ids=["lbfgs", "sgd"])
-@pytest.mark.parametrize("alpha", [0.1, 10.0])
+@pytest.mark.parametrize(
+    ("optimiser", "alpha"),
+    [(KernelLBFGS(), 0.1), (KernelLBFGS(), 10.0), (SGD(momentum=0.97), 0.1)],
+    ids=["lbfgs-rich", "lbfgs-lazy", "sgd-rich"],
+)
 def test_a_linearised_network_is_kernel_regression_at_any_alpha(
-    tmp_path: Path, data: PreparedData, alpha: float, optimiser: Any
+    tmp_path: Path, data: PreparedData, optimiser: Any, alpha: float
 ) -> None:
     members, _ = train(
         tmp_path / "cell", data, linearised=True, alpha=alpha, optimiser=optimiser, ridges=[3e-2], max_steps=3000
@@ -83,8 +86,8 @@ def test_a_linearised_network_is_kernel_regression_at_any_alpha(
     assert (abs(own[0]["test_risk"] / members[0]["test_risk"] - 1) > 0.01) == (alpha < 1)
 
 
-@pytest.mark.parametrize("parameterisation", ["ntk", "mup"])
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize(("parameterisation", "momentum"), [("ntk", 0.0), ("mup", 0.5)])
 def test_small_steps_follow_the_theorys_gradient_flow(
     tmp_path: Path, data: PreparedData, parameterisation: str, momentum: float
 ) -> None:
