@@ -5,7 +5,7 @@ The predictor of a member is ``f = alpha (h(theta) - h(theta_0))`` with laziness
 Bach 2019, arXiv:1812.07956): alpha -> infinity is kernel regression with the kernel at initialisation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from torch.func import functional_call, vmap
 
 from ridgescope.train.data import hash_seed
 from ridgescope.train.errors import UserError
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""``(theta (E, p), each member's inputs (E, n, ...)) -> (E, n, C)``"""
 
 
 class NetworkFactory(Protocol):

@@ -96,7 +96,7 @@ class SGD:
             _positive(self.learning_rate)
             rate = self.learning_rate * _function_rate(training, power=2)
             _name_unstable(self.learning_rate, rate, self.momentum, training)
-        return torch.optim.SGD([training.theta], lr=rate, momentum=self.momentum)
+        return torch.optim.SGD([training.theta], lr=rate, momentum=self.momentum, fused=True)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
         return itemsize * 6 * num_parameters
@@ -114,7 +114,8 @@ class Adam:
 
     def build(self, training: "EnsembleTraining") -> torch.optim.Optimizer:
         _check_schedule(self.schedule)
-        return torch.optim.Adam([training.theta], lr=_positive(self.learning_rate) * _function_rate(training, power=1))
+        rate = _positive(self.learning_rate) * _function_rate(training, power=1)
+        return torch.optim.Adam([training.theta], lr=rate, fused=True)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
         return itemsize * 7 * num_parameters
@@ -169,6 +170,8 @@ def _linearise(training: "EnsembleTraining", points: Tensor, index: Tensor) -> L
     penalty = training.penalty[index]
     grams: dict[bytes, Tensor] = {}
     factors, floors = [], []
+    if training.linearised:  # its tangent is the same everywhere
+        points = training.initial[index]
     for row, e, c in zip(points, index.tolist(), penalty, strict=True):
         key = row.cpu().numpy().tobytes() + str(training.members[e].draw).encode()
         if key not in grams:
