@@ -3,10 +3,11 @@
     python benchmarks/finite_width.py --out docs/results/finite_width.csv --sizes 100 300 --minutes 9
     python benchmarks/finite_width.py --out docs/results/finite_width.csv --summary
 
-One row per cell (data, P, width, ridge): simulated and predicted test risk, kappa_1, and the excess of the risk over
-infinite width. Targets are the parity of the label; inputs centred, of norm sqrt(d). Every draw is one network in the
-ntk parameterisation, its kernel formed from its neurons and decomposed once for all ridges. The file is written after
-each (data, P, width); what it holds already is not computed again, and no more is begun after ``--minutes``.
+One row per cell (data, P, width, ridge): simulated and predicted test risk, kappa_1 (harmonic mean over draws), and the
+excess of the risk over infinite width. Targets are the parity of the label; inputs centred, of norm sqrt(d). Every draw
+is one network in the ntk parameterisation, its kernel formed from its neurons and decomposed once for all ridges. The
+file is written after each (data, P, width); what it holds already is not computed again, and no more is begun after
+``--minutes``.
 """
 
 import argparse
@@ -94,7 +95,10 @@ class Problem:
 
     def rows(self, width: int, draws: int) -> list[dict[str, object]]:
         found = self.drawn(width, draws)
+        found[..., 0] = 1 / found[..., 0]  # the law gives the mean of 1/kappa = tr (K + P lam)^-1
         mean, error = found.mean(0), found.std(0) / draws**0.5
+        mean[:, 0] = 1 / mean[:, 0]
+        error[:, 0] *= mean[:, 0] ** 2
         rows: list[dict[str, object]] = []
         start = None
         for i, ridge in enumerate(RIDGES):
