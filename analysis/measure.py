@@ -190,15 +190,14 @@ def infinite_width(cell: Cell, data: PreparedData, pool: PoolKernels) -> list[Ro
     for draw in range(len(data.splits.train)):
         point = _TrainingSet(cell, data, draw, pool)
         rows += [
-            _identity(cell)
-            | {"draw": draw, "seed": 0, "ridge": float(ridge), "converged": True}
-            | point.infinite(ridge)
+            identity(cell) | {"draw": draw, "seed": 0, "ridge": float(ridge), "converged": True} | point.infinite(ridge)
             for ridge in cell.config["ridges"]
         ]
     return rows
 
 
-def _identity(cell: Cell) -> Row:
+def identity(cell: Cell) -> Row:
+    """The columns that say which cell a row belongs to."""
     config, model = cell.config, cell.config["model"]
     return {
         "run": cell.name,
@@ -230,7 +229,7 @@ def _measure(
     before = initial.full(point.size)
     start = full_kernel_ridge(before, point.targets, ridge)
     kernel = _linearised(network, initial.parameters, point, start, initial.scale)
-    row = _identity(cell) | {
+    row = identity(cell) | {
         "member": member,
         "ridge": ridge,
         "seed": int(record["seed"]),
