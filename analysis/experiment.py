@@ -33,7 +33,7 @@ from ridgescope.train.files import read_tensors, write_atomically, write_tensors
 from ridgescope.train.progress import progress, say
 
 SPECTRUM_COLUMNS = ("data", "model", "kernel", "index", "eigenvalue", "target_power")
-MEASUREMENT = 2  # version of a measurement's columns; another one is measured again
+MEASUREMENT = 3  # version of a measurement's columns; another one is measured again
 
 
 @dataclass(frozen=True)

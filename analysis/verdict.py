@@ -43,7 +43,8 @@ def evaluate(
     the chance that any 'fails' is.
 
     Networks without a positive finite value on both sides are excluded and counted: a network that was not
-    trained to its optimum has none for what depends on training. ``infinite`` holds infinite-width kernels on many
+    trained to its optimum has none for what depends on training, a kernel that cannot carry the ridge none at all
+    (its reason, in the column ``undetermined``, goes into the note). ``infinite`` holds infinite-width kernels on many
     draws, in columns of the same names; without it the claims about them are judged on the networks' own draws.
     Raises ``ValueError`` on a missing column.
     """
@@ -172,6 +173,7 @@ def _measured(key: str, claim: Claim, model: str, scope: str, sides: pd.DataFram
     note, p_values = result.note, result.p_values(claim.tolerance, claim.test)
     if excluded > MAX_EXCLUDED * total:
         note = "not available" if excluded == total else f"{excluded} of {total} networks excluded"
+        note += _why(sides.drop(kept.index))
         p_values = (1.0, 1.0)
     means = np.exp(log_sides.groupby(cell).mean().mean())
     numbers = ("deviation", "error", "low", "high", "rms", "rms_low", "rms_high", "worst", "cells")
@@ -190,6 +192,12 @@ def _measured(key: str, claim: Claim, model: str, scope: str, sides: pd.DataFram
     }
     family = ("all", claim.required) if scope == "all" else ("widths", key, model)
     return _Judged(row, claim, result, p_values, family)
+
+
+def _why(excluded: pd.DataFrame) -> str:
+    """The most frequent reason for which their kernels gave no number."""
+    reasons = excluded.get("undetermined", pd.Series(dtype=str)).replace("", np.nan).dropna()
+    return "" if reasons.empty else f": {reasons.mode().iloc[0]}"
 
 
 def _where(link: pd.DataFrame) -> str:
