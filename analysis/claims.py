@@ -28,7 +28,7 @@ class Claim:
     selection: which networks the claim is about, as ``DataFrame.query`` reads it ('' is all of them).
     grouping: what distinguishes the cells of one setting; a claim grouped by width is also judged per width.
     factors: what independent repetitions differ in; kernels of infinite width know no initialisation seed.
-    reason: column that says why a side is missing, where it is ('' knows no reason).
+    reason: column that says why a side is missing, where it is.
     infinite_width: judged on the table of infinite-width kernels, which has many more draws than any network.
     """
 
@@ -46,7 +46,7 @@ class Claim:
     selection: str = ""
     grouping: list[str] = field(default_factory=lambda: ["width", "P", "ridge"])
     factors: list[str] = field(default_factory=lambda: ["draw", "seed"])
-    reason: str = ""
+    reason: str = "undetermined"
     infinite_width: bool = False
 
 

@@ -43,7 +43,8 @@ def evaluate(
     the chance that any 'fails' is.
 
     Networks without a positive finite value on both sides are excluded and counted: a network that was not
-    trained to its optimum has none for what depends on training. ``infinite`` holds infinite-width kernels on many
+    trained to its optimum has none for what depends on training, a kernel that cannot carry the ridge none at all
+    (its reason, in the column ``undetermined``, goes into the note). ``infinite`` holds infinite-width kernels on many
     draws, in columns of the same names; without it the claims about them are judged on the networks' own draws.
     Raises ``ValueError`` on a missing column.
     """

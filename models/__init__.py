@@ -4,6 +4,7 @@ from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels import (
     InfiniteKernels,
     LayerKernels,
+    NTKProducts,
     conjugate_kernel,
     empirical_ntk,
     infinite_ntk,
@@ -19,6 +20,7 @@ __all__ = [
     "MLP",
     "InfiniteKernels",
     "LayerKernels",
+    "NTKProducts",
     "Network",
     "ScaledConv2d",
     "ScaledLinear",

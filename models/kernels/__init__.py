@@ -5,10 +5,12 @@ from ridgescope.models.kernels.empirical import empirical_ntk
 from ridgescope.models.kernels.infinite import InfiniteKernels, infinite_ntk
 from ridgescope.models.kernels.layerwise import LayerKernels, layer_kernels
 from ridgescope.models.kernels.linearise import linearised_predict
+from ridgescope.models.kernels.products import NTKProducts
 
 __all__ = [
     "InfiniteKernels",
     "LayerKernels",
+    "NTKProducts",
     "conjugate_kernel",
     "empirical_ntk",
     "infinite_ntk",

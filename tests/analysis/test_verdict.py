@@ -268,3 +268,18 @@ class TestKappaParts:
 
     def test_a_width_below_the_degrees_of_freedom_has_no_kappa(self, planted):
         assert kappa_parts(cells(planted(0).assign(inverse_width=1.0)))["kappa_2"].isna().all()
+
+
+def test_kernels_that_cannot_carry_the_ridge_are_left_out_with_their_reason(planted):
+    networks = planted().assign(undetermined="")
+    refused = networks["ridge"] == 1e-4
+    networks.loc[refused, "undetermined"] = "kernel at initialisation: the kernel cannot carry ridge=0.0001: so it is"
+    networks.loc[refused, ["krr_test", "kappa_entk"]] = np.nan
+    verdicts = evaluate(networks)
+    lazy = verdicts[(verdicts["claim"] == "lazy") & (verdicts["scope"] == "all")].iloc[0]
+    assert lazy["excluded"] == refused.sum()
+    assert lazy["verdict"] == "undetermined"
+    assert lazy["note"] == f"{refused.sum()} of {len(networks)} networks excluded: {networks['undetermined'].max()}"
+    networks[["krr_test", "undetermined"]] = np.nan, networks["undetermined"].max()
+    lazy = evaluate(networks).query("claim == 'lazy' and scope == 'all'").iloc[0]
+    assert "could not be had for any network (kernel at initialisation: the kernel cannot" in lazy["explanation"]
