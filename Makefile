@@ -23,12 +23,15 @@ validate: $(READY)  ## Train width ladders on real images and project them onto 
 	@echo "==> the main job: ridgescope validate experiment=$(EXPERIMENT)"
 	$(BIN)/ridgescope validate experiment=$(EXPERIMENT)
 
+# one thread in each worker: two that share a core wait for each other
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+
 test: $(READY)  ## Run all tests
 	@echo "==> all tests (GPU tests skip themselves where there is none)"
-	$(BIN)/python -m pytest -q --durations=10
+	$(TESTS) --durations=10
 
 test-fast: $(READY)  ## Run the tests that take seconds
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(TESTS) -m "not slow"
 
 check: lint types test  ## Everything that must pass before a commit
 

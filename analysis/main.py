@@ -22,8 +22,8 @@ from ridgescope.train.cell import is_done
 from ridgescope.train.config import checked
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
-from ridgescope.train.main import cell_folder, quiet, run_cell
-from ridgescope.train.progress import duration, progress, say
+from ridgescope.train.main import cell_folder, run_cell
+from ridgescope.train.progress import duration, progress, quiet, say
 from ridgescope.train.provenance import environment
 from ridgescope.train.sweep import compose_cells, experiment_lines
 from ridgescope.train.wandb_logging import finish, make_logger

@@ -72,8 +72,11 @@ done
 if [ $status = {Interrupted.status} ] && [ $limit = 1 ]; then
   if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster["max_requeues"]} ]; then
     echo "requeueing ${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}" && sleep 120  # until Slurm ends this job
-    echo "not requeued: submit the sweep again"
+    if scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"; then
+      sleep 120  # until Slurm ends this job
+    else
+      echo "not requeued: submit the sweep again"
+    fi
   else
     echo "requeued {cluster["max_requeues"]} times without an end: raise cluster.time or cluster.max_requeues"
   fi
@@ -86,7 +89,8 @@ exit $status""",
 def analysis_script(name: str, submission: Path, cluster: dict[str, Any], words: Sequence[str]) -> str:
     """The job after the arrays: what became of the cells, then ``ridgescope analyse`` of those that are there.
 
-    Its exit status is that of ``analyse``: 3 where a required claim fails.
+    ``words`` begin with the options, which argparse wants before the first override. The exit status is that of
+    ``analyse``: 3 where a required claim fails.
     """
     settings = cluster | {"time": cluster["analysis_time"], "mem": cluster["analysis_mem"], "at_once": 1}
     folder = f"folder={submission.parents[1]}"
@@ -94,7 +98,7 @@ def analysis_script(name: str, submission: Path, cluster: dict[str, Any], words:
     lines += [
         *_environment(settings),
         f"{_python(cluster)} -m ridgescope status {shlex.quote(folder)}",
-        f"exec {_python(cluster)} -m ridgescope analyse {shlex.join([folder, *words])}",
+        f"exec {_python(cluster)} -m ridgescope analyse {shlex.join([*words, folder])}",
     ]
     return "\n".join(lines) + "\n"
 

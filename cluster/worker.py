@@ -32,8 +32,8 @@ def work(folder: Path, task: int, part: int) -> int:
     from ridgescope.train.config import cell_name, register
     from ridgescope.train.errors import UserError
     from ridgescope.train.files import write_json
-    from ridgescope.train.main import quiet, run_cell
-    from ridgescope.train.progress import duration, say
+    from ridgescope.train.main import run_cell
+    from ridgescope.train.progress import duration, quiet, say
     from ridgescope.train.provenance import git_commit
 
     quiet()

@@ -9,6 +9,11 @@ import torch
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is left with a long one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def fashion_mnist() -> Path:
     """The folder with Debian's four gz files; tests that need real Fashion-MNIST are skipped without it."""

@@ -1,6 +1,8 @@
 """What watches a program while it trains: its metrics, its progress, its checkpoints."""
 
 import csv
+import io
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +47,7 @@ class MetricsFile(L.Callback):
                 rows = [int(row["restart"]) for row in csv.DictReader(handle) if row["program"] == str(self.program)]
             self.restart = max(rows, default=-1) + 1
         else:
-            self._append([self.columns])
+            start_metrics(self.path)
 
     def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
         assert isinstance(training, EnsembleTraining)
@@ -88,8 +90,22 @@ class MetricsFile(L.Callback):
             )
 
     def _append(self, rows: Sequence[Sequence[object]]) -> None:
-        with self.path.open("a", newline="") as handle:
-            csv.writer(handle).writerows(rows)
+        _append(self.path, rows)
+
+
+def start_metrics(path: Path) -> None:
+    if not path.exists():
+        _append(path, [MetricsFile.columns])
+
+
+def _append(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, text.getvalue().encode())  # at once: processes of several devices share the file
+    finally:
+        os.close(handle)
 
 
 def _cut_last_line(path: Path) -> None:
@@ -111,7 +127,7 @@ class PlainProgress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, training: L.LightningModule, *_: Any) -> None:
         assert isinstance(training, EnsembleTraining)
-        if bool(training.diverged.any()):
+        if training.num_diverged > len(self.named):
             for e in set(training.diverged.nonzero()[:, 0].tolist()) - self.named:
                 self.named.add(e)
                 say(f"  diverged at step {int(training.steps[e])}, the others go on: {training.members[e]}")

@@ -4,6 +4,7 @@
     initial.safetensors    parameters (S, ...) of each seed
     program-000.safetensors, program-000.json     final parameters (E, ...) and certificate of each member
     checkpoint-000.safetensors         where a program stands that has not finished
+    trajectory.parquet     risks and kernels along the way, where they were asked for
     done.json              written last; a cell without it is not finished
 
 The folder's name ends in a hash of the resolved config: another config is another folder, and nothing that is
@@ -11,25 +12,22 @@ finished is ever written again. A program that finished before an interruption i
 """
 
 import fcntl
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-import lightning as L
+import pandas as pd
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ridgescope.train import interruption
-from ridgescope.train.callbacks import Checkpoints, MetricsFile, PlainProgress
-from ridgescope.train.checkpoint import CheckpointFile
+from ridgescope.train.callbacks import start_metrics
 from ridgescope.train.config import cell_hash
-from ridgescope.train.data import PreparedData, RidgeData
+from ridgescope.train.data import PreparedData
 from ridgescope.train.ensemble import (
     FlatNetwork,
     NetworkFactory,
@@ -38,11 +36,13 @@ from ridgescope.train.ensemble import (
     members_per_program,
 )
 from ridgescope.train.errors import UserError
-from ridgescope.train.files import read_json, write_json, write_tensors, write_text
+from ridgescope.train.files import read_json, write_atomically, write_json, write_tensors, write_text
 from ridgescope.train.optimisers import OptimiserFactory
-from ridgescope.train.plan import checkpoint_path, finished, plan_programs
+from ridgescope.train.plan import plan_programs
+from ridgescope.train.programs import Programs
 from ridgescope.train.provenance import environment
-from ridgescope.train.training import EnsembleTraining, Status
+from ridgescope.train.sharding import train_on_devices
+from ridgescope.train.training import Status
 
 FORMAT = 1  # of the folder; analysis refuses any other
 
@@ -65,6 +65,14 @@ def train_cell(
     dtype: torch.dtype,
     accelerator: str,
     memory: int,
+    stop: str = "optimum",
+    online: bool = False,
+    linearised: bool = False,
+    measure_per_decade: int = 0,
+    measure_kernels: bool = False,
+    devices: int = 1,
+    precision: str = "highest",
+    compile: bool = False,
     checkpoint_every: float = 60.0,
     logger: WandbLogger | None = None,
 ) -> dict[str, Any]:
@@ -74,9 +82,11 @@ def train_cell(
     ``checkpoint_every`` seconds, and ends bit-identical on a CPU. Raises ``UserError`` for impossible settings, or when
     every member diverged, and ``Interrupted`` where a signal stopped it (:mod:`ridgescope.train.interruption`).
     """
-    _check(ridges, num_seeds, alpha, max_steps, tolerance)
+    _check(ridges, num_seeds, alpha, max_steps, tolerance, devices)
     if is_done(folder):
         return read_json(folder / "done.json")
+    if online:
+        max_steps, stop = min(max_steps, _one_pass(data, batch_size)), "steps"
     with _locked(folder):
         started = time.monotonic()
         seeds = [seed + i for i in range(num_seeds)]
@@ -85,7 +95,7 @@ def train_cell(
         )
         num_draws, num_samples = data.splits.train.shape
         residuals = num_samples * data.num_outputs
-        if min(ridges) == 0 and residuals >= network.num_parameters:
+        if stop == "optimum" and min(ridges) == 0 and residuals >= network.num_parameters:
             raise UserError(
                 f"ridge 0 with P C = {residuals} residuals >= {network.num_parameters} parameters has no interpolating "
                 f"optimum; use a positive ridge, a wider network, or a smaller train_size"
@@ -95,69 +105,57 @@ def train_cell(
         members = design_members(design, seeds, num_draws, ridges)
         cost = optimiser.bytes_per_member(network.num_parameters, residuals, initial.element_size())
         one = network.activation_bytes(initial[:1], data.pool_inputs[:1])
-        # kept for a backward pass, and about as much again in its temporaries and in a forward derivative
+        # kept for a backward pass, and about as much again in its temporaries and in a forward derivative; the inputs
         cost += 3 * one * (batch_size or num_samples)
-        programs = plan_programs(folder, members, members_per_program(cost, memory))
-        for index, program in enumerate(programs):
-            checkpoints = CheckpointFile(checkpoint_path(folder, index), identity, program)
-            if finished(folder, index) is not None:
-                checkpoints.remove()  # of a process that died between the two
-                continue
-            start = checkpoints.read()
-            module = RidgeData(data, batch_size=batch_size, seed=seed, first_step=start.step if start else 0)
-            training = EnsembleTraining(
-                network,
-                initial[[seeds.index(m.seed) for m in program]],
-                program,
-                inputs=module.inputs,
-                targets=module.targets,
-                alpha=alpha,
-                optimiser=optimiser,
-                batch_size=batch_size,
-                tolerance=tolerance,
-                max_steps=max_steps,
-            )
-            with interruption.deferred():
-                callbacks = [
-                    MetricsFile(folder / "metrics.csv", index),
-                    PlainProgress(),
-                    Checkpoints(checkpoints, start, checkpoint_every),
-                ]
-                fit(training, module, accelerator=accelerator, logger=logger, callbacks=callbacks)
-                _save_program(folder, index, training)
-                checkpoints.remove()
-        return _finish(folder, len(programs), time.monotonic() - started)
-
-
-def fit(
-    training: EnsembleTraining,
-    data: RidgeData,
-    *,
-    accelerator: str = "cpu",
-    logger: WandbLogger | None = None,
-    callbacks: Sequence[L.Callback] = (),
-) -> None:
-    """One Lightning fit of one program: a single epoch without end, which the training itself stops."""
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator=accelerator,
-        devices=1,
-        logger=logger if logger is not None else False,
-        callbacks=list(callbacks),
-        plugins=[LightningEnvironment()],  # one process, whatever batch system it runs under
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
-    trainer.fit(training, data)
+        cost += num_samples * data.pool_inputs[0].numel() * initial.element_size()
+        if measure_kernels:  # both as they were at the start, and one as it is
+            cost += 3 * num_samples**2 * initial.element_size()
+        # every device gets a program, and no program more than the memory of one
+        size = min(members_per_program(cost, memory), math.ceil(len(members) / devices))
+        plan = plan_programs(folder, members, size)
+        programs = Programs(
+            folder,
+            identity,
+            plan,
+            network,
+            initial,
+            seeds,
+            data,
+            alpha=alpha,
+            optimiser=optimiser,
+            batch_size=batch_size,
+            max_steps=max_steps,
+            tolerance=tolerance,
+            stop=stop,
+            linearised=linearised,
+            measure_per_decade=measure_per_decade,
+            measure_kernels=measure_kernels,
+            accelerator=accelerator,
+            precision=precision,
+            compile=compile,
+            checkpoint_every=checkpoint_every,
+        )
+        if devices == 1:
+            programs.train(range(len(plan)), logger=logger)
+        else:
+            train_on_devices(programs, devices)
+        return _finish(folder, len(plan), time.monotonic() - started)
 
 
 def is_done(folder: Path) -> bool:
     return (folder / "done.json").is_file()
 
 
-def _check(ridges: Sequence[float], num_seeds: int, alpha: float, max_steps: int, tolerance: float) -> None:
+def _one_pass(data: PreparedData, batch_size: int | None) -> int:
+    """Steps in which every training point is seen once."""
+    if batch_size is None:
+        raise UserError("online=true takes a fresh batch at every step; give batch_size, e.g. batch_size=10")
+    return data.splits.train.shape[1] // batch_size
+
+
+def _check(
+    ridges: Sequence[float], num_seeds: int, alpha: float, max_steps: int, tolerance: float, devices: int
+) -> None:
     if not ridges:
         raise UserError("ridges=[] trains nothing; give at least one, e.g. ridges=[1e-3]")
     for ridge in ridges:
@@ -165,6 +163,8 @@ def _check(ridges: Sequence[float], num_seeds: int, alpha: float, max_steps: int
             raise UserError(f"ridge {ridge} is not possible; ridges are >= 0 and finite")
     if len(set(ridges)) != len(ridges):
         raise UserError(f"ridges={list(ridges)} names one twice; leave one out")
+    if devices < 1:
+        raise UserError(f"devices={devices} trains nothing; choose at least 1")
     if num_seeds < 1:
         raise UserError(f"num_seeds={num_seeds} trains nothing; choose at least 1")
     for name, value in (("alpha", alpha), ("max_steps", max_steps), ("tolerance", tolerance)):
@@ -209,26 +209,7 @@ def _describe(
     )
     write_json(folder / "environment.json", environment())
     write_tensors(folder / "initial.safetensors", network.unflatten(initial))
-
-
-def _save_program(folder: Path, index: int, training: EnsembleTraining) -> None:
-    write_tensors(folder / f"program-{index:03d}.safetensors", training.network.unflatten(training.theta.detach()))
-    columns = zip(
-        training.members,
-        training.statuses(),
-        training.steps.tolist(),
-        training.gaps.tolist(),
-        training.losses.tolist(),
-        training.fits.tolist(),
-        strict=True,
-    )
-    write_json(
-        folder / f"program-{index:03d}.json",
-        [
-            asdict(member) | {"status": status, "steps": steps, "optimality_gap": gap, "loss": loss, "train_risk": fit_}
-            for member, status, steps, gap, loss, fit_ in columns
-        ],
-    )
+    start_metrics(folder / "metrics.csv")
 
 
 def _finish(folder: Path, num_programs: int, seconds: float) -> dict[str, Any]:
@@ -240,7 +221,13 @@ def _finish(folder: Path, num_programs: int, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "members": len(members),
     } | count
+    tables = sorted(folder.glob("trajectory-*.parquet"))
+    if tables:
+        whole = pd.concat([pd.read_parquet(path) for path in tables], ignore_index=True)
+        write_atomically(folder / "trajectory.parquet", lambda temporary: whole.to_parquet(temporary))
     write_json(folder / "done.json", done)
+    for path in tables:
+        path.unlink()
     if count["diverged"] == len(members):
         raise UserError(
             f"every member of {folder.name} diverged to a non-finite loss; lower optimiser.learning_rate, or use "

@@ -103,15 +103,23 @@ class TrainConfig:
     batch_size: int | None = None
     max_steps: int = 2000
     tolerance: float = 1e-6
+    stop: str = "optimum"  # or "steps": train to max_steps whatever the loss
+    online: bool = False  # each training point once: P / batch_size steps
+    linearised: bool = False
+    measure_per_decade: int = 0  # log-spaced measurements of the risks; 0 takes none
+    measure_kernels: bool = False
     dtype: str = "float64"
+    precision: str = "highest"
+    compile: bool = False
     accelerator: str = "auto"
+    devices: int = 1
     memory: str = "3GB"
     checkpoint_every: float = 60.0  # seconds
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
 # Where a cell is written and how it is watched changes nothing in it.
-_NOT_PART_OF_A_CELL = ("output", "name", "logging", "memory", "accelerator", "checkpoint_every")
+_NOT_PART_OF_A_CELL = ("output", "name", "logging", "memory", "accelerator", "devices", "checkpoint_every")
 
 
 def register() -> None:

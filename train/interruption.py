@@ -36,10 +36,13 @@ def listen_again() -> None:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Within, a signal waits: for :func:`noted` to be asked, or for the end of the outermost block."""
-    global _depth
+    global _depth, _noted
     _depth += 1
     try:
         yield
+    except Interrupted:
+        _noted = None  # answered: the work stopped, here or in another process
+        raise
     finally:
         _depth -= 1
     if _depth == 0:

@@ -73,10 +73,13 @@ class EnsembleLBFGS(torch.optim.Optimizer):
         state = self.state[self._theta]
         return state["loss"], state["gradient"]
 
-    def restore(self) -> None:
+    def standing(self) -> Tensor:
+        """The last accepted points (E, p)."""
         state = self.state[self._theta]
-        if state:
-            self._theta.data.copy_(state["point"])
+        return state["point"] if state else self._theta.detach()
+
+    def restore(self) -> None:
+        self._theta.data.copy_(self.standing())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]

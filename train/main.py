@@ -1,9 +1,7 @@
 """``ridgescope train``: one cell, or with ``-m`` a Hydra multirun of cells."""
 
-import logging
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,15 @@ from ridgescope.train.data import prepare_data
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import write_json
-from ridgescope.train.progress import duration, say
+from ridgescope.train.progress import duration, quiet, say
 from ridgescope.train.wandb_logging import finish, make_logger
 
-_PASSED_ON = ("ridges", "num_seeds", "design", "seed", "alpha", "batch_size", "max_steps", "tolerance", "accelerator")
+_PASSED_ON = (
+    "ridges", "num_seeds", "design", "seed", "alpha", "batch_size", "max_steps", "tolerance", "stop", "online",
+    "linearised", "measure_per_decade", "measure_kernels", "accelerator", "devices", "precision", "compile",
+    "checkpoint_every",
+)  # fmt: skip
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-
-def quiet() -> None:
-    """Lightning and wandb announce themselves at every fit; a sweep has hundreds."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
-    torch.set_float32_matmul_precision("highest")
 
 
 def cell_folder(config: dict[str, Any]) -> Path:
@@ -92,7 +86,6 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
             optimiser=optimiser,
             dtype=dtype,
             memory=memory,
-            checkpoint_every=plain["checkpoint_every"],
             logger=logger,
             **{key: plain[key] for key in _PASSED_ON},
         )

@@ -66,7 +66,7 @@ class KernelLBFGS:
         return EnsembleLBFGS(training.theta, partial(_linearise, training), history=self.history, refresh=self.refresh)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * ((2 * self.history + 11) * num_parameters + 2 * num_residuals**2)
+        return itemsize * ((2 * self.history + 13) * num_parameters + 2 * num_residuals**2)
 
     def decay(self, share: float) -> float:
         return 1.0
@@ -96,10 +96,10 @@ class SGD:
             _positive(self.learning_rate)
             rate = self.learning_rate * _function_rate(training, power=2)
             _name_unstable(self.learning_rate, rate, self.momentum, training)
-        return torch.optim.SGD([training.theta], lr=rate, momentum=self.momentum)
+        return torch.optim.SGD([training.theta], lr=rate, momentum=self.momentum, fused=True)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * 6 * num_parameters
+        return itemsize * 9 * num_parameters
 
     def decay(self, share: float) -> float:
         return _SCHEDULES[self.schedule](share)
@@ -114,10 +114,11 @@ class Adam:
 
     def build(self, training: "EnsembleTraining") -> torch.optim.Optimizer:
         _check_schedule(self.schedule)
-        return torch.optim.Adam([training.theta], lr=_positive(self.learning_rate) * _function_rate(training, power=1))
+        rate = _positive(self.learning_rate) * _function_rate(training, power=1)
+        return torch.optim.Adam([training.theta], lr=rate, fused=True)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * 7 * num_parameters
+        return itemsize * 10 * num_parameters
 
     def decay(self, share: float) -> float:
         return _SCHEDULES[self.schedule](share)
@@ -169,6 +170,8 @@ def _linearise(training: "EnsembleTraining", points: Tensor, index: Tensor) -> L
     penalty = training.penalty[index]
     grams: dict[bytes, Tensor] = {}
     factors, floors = [], []
+    if training.linearised:  # its tangent is the same everywhere
+        points = training.initial[index]
     for row, e, c in zip(points, index.tolist(), penalty, strict=True):
         key = row.cpu().numpy().tobytes() + str(training.members[e].draw).encode()
         if key not in grams:

@@ -1,8 +1,10 @@
 """Progress of long loops: a bar on a terminal, plain lines in a log, an estimate before anything long."""
 
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +23,13 @@ LINE_EVERY = 30.0  # seconds between plain lines
 def on_terminal() -> bool:
     """True where a bar can be drawn: an interactive stderr outside Slurm jobs."""
     return sys.stderr.isatty() and "SLURM_JOB_ID" not in os.environ
+
+
+def quiet() -> None:
+    """Lightning and wandb announce themselves at every fit; a sweep has hundreds."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 
 def say(text: str) -> None:

@@ -12,7 +12,11 @@ much stiffer than 2 c. A ReLU network's loss has kinks, its minimiser can lie on
 so with a line search a member has also converged when a window of evaluations has lowered its loss by less than
 ``tolerance``; which of the two criteria stopped it is recorded.
 
-Letters: E members, P points, C outputs, p parameters, D draws.
+*Controls.* ``linearised`` trains ``h(theta_0) + J(theta_0) (theta - theta_0)`` in place of h, with the same loop. With
+``stop="steps"`` only divergence ends a member before ``max_steps``: early stopping, gradient flow, one pass over fresh
+samples.
+
+Letters: E members, P points, C outputs, p parameters, D draws, k members still training, b points of a batch.
 """
 
 from collections.abc import Sequence
@@ -24,23 +28,37 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
-from ridgescope.train.ensemble import FlatNetwork, Member
+from ridgescope.train.ensemble import FlatNetwork, Forward, Member
+from ridgescope.train.errors import UserError
 from ridgescope.train.lbfgs import EnsembleLBFGS, Linear
 from ridgescope.train.optimisers import OptimiserFactory
 
-Status = Literal["converged", "stagnated", "not converged", "diverged"]
+Status = Literal["converged", "stagnated", "stopped", "not converged", "diverged"]
 
 _WINDOW = 20  # evaluations of a line search in which a loss must still fall
+_JUDGED_EPOCHS = 10  # of minibatches between two judgements, each of which costs about an epoch's work
 
 # What a step changes, with theta; everything else follows from the config.
-_STATE = ("active", "diverged", "stagnated", "window_loss", "steps", "losses", "fits", "gaps", "first_gradient")
+_STATE = (
+    "active",
+    "diverged",
+    "stagnated",
+    "window_loss",
+    "steps",
+    "losses",
+    "fits",
+    "gaps",
+    "first_gradient",
+    "trajectory",
+)
 
 
 class EnsembleTraining(L.LightningModule):
     """Glue between an ensemble, its loss and an optimiser.
 
     ``initial`` (E, p) are the members' initial parameters; ``inputs`` (D, P, ...) and ``targets`` (D, P, C) the
-    training sets of all draws, from which each member takes its own.
+    training sets of all draws, from which each member takes its own. ``forward`` replaces ``network.apply`` in the
+    steps: the same function at lower precision, or compiled.
     """
 
     initial: Tensor
@@ -57,6 +75,7 @@ class EnsembleTraining(L.LightningModule):
     fits: Tensor
     gaps: Tensor
     first_gradient: Tensor
+    trajectory: Tensor  # (T, E, quantities), filled by the callback of that name
 
     def __init__(
         self,
@@ -71,13 +90,20 @@ class EnsembleTraining(L.LightningModule):
         batch_size: int | None = None,
         tolerance: float = 1e-6,
         max_steps: int = 2000,
+        stop: str = "optimum",
+        linearised: bool = False,
+        forward: Forward | None = None,
     ) -> None:
         super().__init__()
+        if stop not in ("optimum", "steps"):
+            raise UserError(f"stop={stop!r} is unknown; choose optimum or steps")
         self.automatic_optimization = False
         self.step, self.max_steps = 0, max_steps  # done, and allowed at most
         self.network, self.members, self.alpha = network, list(members), alpha
         self.batch_size, self.tolerance, self.optimiser = batch_size, tolerance, optimiser
+        self.stop, self.linearised, self._forward = stop, linearised, forward or network.apply
         self.num_samples = inputs.shape[1]
+        self.penalised = any(member.ridge > 0 for member in members)
         self.theta = nn.Parameter(initial.clone())
         ridge = initial.new_tensor([m.ridge for m in members])
         count = len(members)
@@ -97,8 +123,10 @@ class EnsembleTraining(L.LightningModule):
             "fits": unknown.clone(),
             "gaps": unknown.clone(),
             "first_gradient": unknown.clone(),
+            "trajectory": initial.new_empty(0),
         }.items():
             self.register_buffer(name, value)
+        self._count()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimiser = self.optimiser.build(self)
@@ -106,35 +134,52 @@ class EnsembleTraining(L.LightningModule):
         return optimiser
 
     def on_fit_start(self) -> None:
+        self._view: tuple[Tensor, Tensor] | None = None
+        # the same memory at every step: fresh memory costs as much as the arithmetic on it
+        self._rows, self._moved = torch.empty_like(self.initial), torch.empty_like(self.initial)
+        everyone = torch.arange(len(self.members), device=self.device)
         with torch.no_grad():
-            self.offset = self.network.outputs(self.initial, self.inputs[self.draw_index])  # h0: (E, P, C)
+            self.offset = self._raw(
+                self.network.unflatten(self.initial), everyone, self._points(everyone)[0]
+            )  # h0: (E, P, C)
 
     def training_step(self, positions: Tensor, batch_idx: int) -> None:
         optimiser = self.optimizers()
         assert isinstance(optimiser, L.pytorch.core.optimizer.LightningOptimizer)
-        before = self.theta.detach().clone()
         if self.learning_rate is not None:
             optimiser.param_groups[0]["lr"] = self.learning_rate * self.optimiser.decay(self.step / self.max_steps)
-        optimiser.step(closure=partial(self._evaluate, positions))
-        self.steps += self.active
-        self.step += 1
-        if self.batch_size is None:
+        if isinstance(optimiser.optimizer, EnsembleLBFGS):
+            optimiser.step(closure=partial(self._evaluate, positions))
             self._settle(optimiser.optimizer)
-        if not isinstance(optimiser.optimizer, EnsembleLBFGS):
-            with torch.no_grad():  # a finished member stays where its gradient was judged; momentum goes no further
-                self.theta[~self.active] = before[~self.active]
-        if self.batch_size is not None and self.step % (self.num_samples // self.batch_size) == 0:
-            # a minibatch gradient says nothing about the optimum: judge by the full one, once per epoch
-            with torch.enable_grad():
-                self._evaluate(torch.arange(self.num_samples, device=self.device))
-            self._settle(None)
+        else:
+            self._evaluate(positions)
+            if self.batch_size is None:
+                self._settle(None)
+            # a finished member stays where its gradient was judged; momentum goes no further
+            rest = (~self.active).nonzero()[:, 0] if self.num_active < len(self.members) else None
+            kept = self.theta.detach()[rest] if rest is not None else None
+            optimiser.step()
+            if kept is not None:
+                self.theta.data[rest] = kept
+        self.step += 1
+        if self.batch_size is not None:
+            self._after_batch(self.num_samples // self.batch_size)
         if self.finished:
             self.trainer.should_stop = True
+
+    def _after_batch(self, per_epoch: int) -> None:
+        """A minibatch gradient says nothing about the optimum: judge by the full one, now and then and at the end."""
+        if self.step % (_JUDGED_EPOCHS * per_epoch) == 0 or self.step == self.max_steps:
+            self._evaluate(torch.arange(self.num_samples, device=self.device), count=False)
+            self._settle(None)
+        elif self.step % per_epoch == 0:
+            diverged = self.active & ~self.losses.isfinite()
+            self._retire(diverged, diverged)
 
     @property
     def finished(self) -> bool:
         """No step is left, or no member."""
-        return self.step >= self.max_steps or not bool(self.active.any())
+        return self.step >= self.max_steps or self.num_active == 0
 
     def progress(self) -> dict[str, Tensor]:
         """What the steps have changed, by name, for a checkpoint; the optimiser's state is its own."""
@@ -147,28 +192,67 @@ class EnsembleTraining(L.LightningModule):
             self.theta.copy_(progress["theta"])
         for name in _STATE:
             setattr(self, name, progress[name].to(self.device))
+        self._count()
+
+    def _count(self) -> None:
+        """Copies on the host of what every step asks; each question to an accelerator would wait for it."""
+        self.num_active, self.num_diverged = int(self.active.sum()), int(self.diverged.sum())
+        self._view = None
 
     def on_train_end(self) -> None:
         optimiser = self.optimizers(use_pl_optimizer=False)
         if isinstance(optimiser, EnsembleLBFGS):
             optimiser.restore()
         with torch.no_grad():  # the results state the loss of the weights that are kept
-            residual = self.alpha * (self.network.outputs(self.theta, self.inputs[self.draw_index]) - self.offset)
-            self.fits = (residual - self.targets[self.draw_index]).square().sum((1, 2)) / self.num_samples
+            self.fits = self.training_risks()
             self.losses = self.fits + self.penalty * (self.theta - self.initial).square().sum(1)
 
+    def standing(self) -> Tensor:
+        """Parameters (E, p) where the members stand; a line search holds trial points in ``theta``."""
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        return optimiser.standing() if isinstance(optimiser, EnsembleLBFGS) else self.theta.detach()
+
+    @torch.no_grad()
+    def training_risks(self) -> Tensor:
+        """Squared error (E,) of each member on its own training set, summed over outputs."""
+        everyone = torch.arange(len(self.members), device=self.device)
+        return self._squared(everyone, *self._points(everyone))
+
+    def flow_time(self) -> float:
+        """The time of gradient flow that the steps so far make, see :mod:`ridgescope.train.trajectory`; NaN where
+        they are none of gradient descent."""
+        group = self.optimizers(use_pl_optimizer=False).param_groups[0]  # type: ignore[union-attr]
+        if self.learning_rate is None or "betas" in group:
+            return float("nan")
+        decays = sum(self.optimiser.decay(step / self.max_steps) for step in range(self.step))
+        rate = 2 * self.learning_rate * self.alpha**2 * self.network.kernel_scale
+        return rate * decays / (1 - group["momentum"])
+
+    @torch.no_grad()
+    def risks(self, inputs: Tensor, targets: Tensor, chunk: int = 8) -> Tensor:
+        """Squared error (E,) on points (n, ...) and targets (n, C) of all members, summed over outputs."""
+        parts = torch.arange(len(self.members), device=self.device).split(chunk)
+        return torch.cat([self._squared(part, inputs.expand(len(part), *inputs.shape), targets) for part in parts])
+
+    def _squared(self, index: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        ends = self.standing()[index], self.initial[index]
+        now, then = (self._raw(self.network.unflatten(theta), index, inputs, self.network.apply) for theta in ends)
+        return (self.alpha * (now - then) - targets).square().sum((1, 2)) / inputs.shape[1]
+
     def statuses(self) -> list[Status]:
-        """``converged`` by the gap; ``stagnated`` by the loss alone, as networks with kinks do."""
+        """``converged`` by the gap; ``stagnated`` by the loss alone, as networks with kinks do; ``stopped`` where that
+        was asked for."""
         flags = zip(self.diverged.tolist(), self.active.tolist(), self.stagnated.tolist(), strict=True)
+        left: Status = "stopped" if self.stop == "steps" else "not converged"
         return [
-            "diverged" if bad else "not converged" if busy else "stagnated" if flat else "converged"
-            for bad, busy, flat in flags
+            "diverged" if bad else left if busy else "stagnated" if flat else "converged" for bad, busy, flat in flags
         ]
 
     def tangent_products(self, points: Tensor, index: Tensor) -> tuple[Linear, Linear]:
         """``v (k, p) -> J v (k, P C)`` and ``u (k, P C) -> J^T u (k, p)``, J = df/dtheta of the members ``index`` (k,)
         at ``points`` (k, p). Columns are output-major (c P + mu), as in the empirical kernel."""
-        inputs, theta = self.inputs[self.draw_index[index]], points.detach().clone()
+        inputs = self._points(index)[0]
+        theta = self.initial[index] if self.linearised else points.detach().clone()
 
         def predict(row: Tensor) -> Tensor:
             return self.alpha * self.network.outputs(row, inputs).transpose(1, 2).flatten(1)
@@ -183,7 +267,7 @@ class EnsembleTraining(L.LightningModule):
     def top_curvature(self, iterations: int = 30) -> Tensor:
         """Largest Gauss-Newton eigenvalue (E,) at theta_0, ``2 (s_max(J)^2 / P + c)``, by power iteration: from below,
         to about a percent."""
-        forward, backward = self.tangent_products(self.initial, torch.arange(len(self.members)))
+        forward, backward = self.tangent_products(self.initial, torch.arange(len(self.members), device=self.device))
         generator = torch.Generator(device="cpu").manual_seed(0)
         vector = torch.randn(self.initial.shape, generator=generator, dtype=torch.float64).to(self.initial)
         top = self.penalty
@@ -193,17 +277,65 @@ class EnsembleTraining(L.LightningModule):
             top = vector.norm(dim=1)
         return 2 * (top + self.penalty)
 
-    def _evaluate(self, positions: Tensor) -> Tensor:
+    def _raw(
+        self, parameters: dict[str, Tensor], index: Tensor, inputs: Tensor, forward: Forward | None = None
+    ) -> Tensor:
+        """h (k, b, C) of members ``index`` (k,) at their parameters (k, *shape) on inputs (k, b, ...)."""
+        if not self.linearised:
+            return (forward or self._forward)(parameters, inputs)
+        start = self.network.unflatten(self.initial[index])
+        moved = {name: value - start[name] for name, value in parameters.items()}
+        value, change, *_ = jvp(lambda at: self.network.apply(at, inputs), (start,), (moved,))
+        return value + change
+
+    def _points(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Training inputs (k, P, ...) and targets (k, P, C) of members; of one draw without a copy."""
+        draws = self.draw_index[index]
+        if bool((draws == draws[0]).all()):
+            return tuple(x[draws[0]].expand(len(draws), *x.shape[1:]) for x in (self.inputs, self.targets))  # type: ignore[return-value]
+        return self.inputs[draws], self.targets[draws]
+
+    def _batch(self, busy: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if len(positions) < self.num_samples:
+            draws = self.draw_index[busy]
+            if len(self.inputs) == 1:
+                x, y = self.inputs[0, positions], self.targets[0, positions]
+                return x.expand(len(draws), *x.shape), y.expand(len(draws), *y.shape)
+            return self.inputs[draws[:, None], positions], self.targets[draws[:, None], positions]
+        if self._view is None:  # the same until a member retires
+            self._view = self._points(busy)
+        return self._view
+
+    def _evaluate(self, positions: Tensor, count: bool = True) -> Tensor:
         """Losses (E,), fresh for the members still training; leaves their gradients in ``theta.grad``."""
-        busy = self.active.nonzero()[:, 0]
-        draws = self.draw_index[busy]
-        raw = self.network.outputs(self.theta[busy], self.inputs[:, positions][draws])
-        residual = self.alpha * (raw - self.offset[busy][:, positions]) - self.targets[:, positions][draws]
-        fits = residual.square().sum((1, 2)) / residual.shape[1]
-        losses = fits + self.penalty[busy] * (self.theta[busy] - self.initial[busy]).square().sum(1)
-        (self.theta.grad,) = torch.autograd.grad(losses.sum(), self.theta)
-        self.losses = self.losses.index_put((busy,), losses.detach())
-        self.fits = self.fits.index_put((busy,), fits.detach())
+        everyone = self.num_active == len(self.members)
+        busy = torch.arange(len(self.members), device=self.device) if everyone else self.active.nonzero()[:, 0]
+        with torch.enable_grad():
+            theta = self.theta.detach() if everyone else self.theta.detach()[busy]
+            parameters = {name: value.requires_grad_() for name, value in self.network.unflatten(theta).items()}
+            inputs, targets = self._batch(busy, positions)
+            offset = self.offset if len(positions) == self.num_samples else self.offset[:, positions]
+            offset = offset if everyone else offset[busy]
+            residual = self.alpha * (self._raw(parameters, busy, inputs) - offset) - targets
+            fits = residual.square().sum((1, 2)) / residual.shape[1]
+            gradients = torch.autograd.grad(fits.sum(), list(parameters.values()))
+        with torch.no_grad():
+            gradient = torch.cat([part.flatten(1) for part in gradients], dim=1, out=self._rows[: len(busy)])
+            losses, penalty = fits.detach(), self.penalty[busy]
+            if self.penalised:
+                start = self.initial if everyone else self.initial[busy]
+                moved = torch.sub(theta, start, out=self._moved[: len(busy)])
+                losses = losses + penalty * torch.linalg.vector_norm(moved, dim=1).square()
+                gradient.addcmul_(moved, 2 * penalty[:, None])
+            if everyone:
+                self.theta.grad, self.losses, self.fits = gradient, losses, fits.detach()
+            else:
+                self.theta.grad = torch.zeros_like(self.theta)
+                self.theta.grad[busy] = gradient
+                self.losses = self.losses.index_put((busy,), losses)
+                self.fits = self.fits.index_put((busy,), fits.detach())
+            if count:
+                self.steps += self.active
         return self.losses
 
     def _settle(self, optimiser: torch.optim.Optimizer | None) -> None:
@@ -212,19 +344,25 @@ class EnsembleTraining(L.LightningModule):
         if isinstance(optimiser, EnsembleLBFGS):
             losses, gradient = optimiser.accepted()
         assert gradient is not None
-        squared = gradient.square().sum(1)
+        squared = torch.linalg.vector_norm(gradient, dim=1).square()
         self.first_gradient = torch.where(self.first_gradient.isnan(), squared, self.first_gradient)
         bound = squared / (4 * self.penalty * losses)
         relative = (squared / self.first_gradient).sqrt()
         gaps = torch.where(self.penalty > 0, bound, relative)
         self.gaps = torch.where(self.active, gaps, self.gaps)
-        self.diverged |= self.active & ~losses.isfinite()
+        diverged = self.active & ~losses.isfinite()
         close = self.gaps <= self.tolerance
-        if isinstance(optimiser, EnsembleLBFGS) and int(self.steps.max()) % _WINDOW == 0:
+        if isinstance(optimiser, EnsembleLBFGS) and (self.step + 1) % _WINDOW == 0:
             flat = self.window_loss - losses <= self.tolerance * losses
             self.stagnated |= self.active & flat & ~close
             self.window_loss = losses.clone()
-        finished = self.active & (close | self.stagnated | self.diverged)
+        done = close | self.stagnated if self.stop == "optimum" else torch.zeros_like(close)
+        finished = self.active & (done | diverged)
         if isinstance(optimiser, EnsembleLBFGS) and bool(finished.any()):
             optimiser.freeze(finished)
+        self._retire(finished, diverged)
+
+    def _retire(self, finished: Tensor, diverged: Tensor) -> None:
+        self.diverged |= diverged
         self.active &= ~finished
+        self._count()

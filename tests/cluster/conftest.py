@@ -72,7 +72,7 @@ def ridgescope(tmp_path: Path) -> Callable[..., str]:
 
     def run(*words: str, status: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "ridgescope", *words], capture_output=True, text=True, cwd=tmp_path, timeout=300
+            [sys.executable, "-m", "ridgescope", *words], capture_output=True, text=True, cwd=tmp_path, timeout=600
         )
         assert done.returncode == status, done.stderr
         return done.stdout if status == 0 else done.stderr

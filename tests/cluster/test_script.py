@@ -67,6 +67,19 @@ def test_before_the_time_limit_the_task_requeues_itself(body: str, tmp_path: Pat
     assert "not requeued: submit the sweep again" in out
 
 
+def test_a_requeued_task_waits_for_its_end_without_another_word(tmp_path: Path, tool: Tool) -> None:
+    tool("scontrol", "exit 0")
+    tool("sleep", "[ $1 = 120 ] && exit 143; exec /bin/sleep $1")  # as Slurm ends it
+    (tmp_path / "body").write_text(CATCHES)
+    job = start(script(tmp_path))
+    wait_for(tmp_path / "calls")
+    time.sleep(0.3)
+    job.send_signal(signal.SIGUSR1)
+    out, _ = job.communicate(timeout=20)
+    assert job.returncode == 75
+    assert out == "requeueing 7_2\n"
+
+
 def test_a_cancelled_task_is_not_requeued(tmp_path: Path, tool: Tool) -> None:
     tool("scontrol", f"echo $@ > {tmp_path}/requeued")
     (tmp_path / "body").write_text(CATCHES)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from ridgescope.cluster import slurm
 from ridgescope.cluster.config import ClusterConfig
@@ -165,7 +166,10 @@ def test_the_analysis_waits_for_all_parts_and_replaces_an_older_one(tmp_path: Pa
     assert first.analysis == 3
     assert "--dependency=afterany:1:2" in (tmp_path / "calls").read_text()
     words = shlex.split((first.folder / "analyse.sh").read_text().splitlines()[-1])
-    assert words[-4:] == [str(first.folder / "conf"), "claims=submitted", "infinite_draws=4", 'logging.tags=["a b"]']
+    understood = get_args_parser().parse_args(words[words.index("analyse") + 1 :])
+    assert understood.config_dir == str(first.folder / "conf")
+    place = f"folder={tmp_path / 'sweep'}"
+    assert understood.overrides == ["claims=submitted", "infinite_draws=4", 'logging.tags=["a b"]', place]
     assert json.loads((first.folder / "conf" / "claims" / "submitted.yaml").read_text()) == {"x": {}}
     submit(tmp_path / "sweep", cells("abc"), *settings)
     assert (tmp_path / "cancelled").read_text() == "3\n"

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ridgescope.models import CNN, MLP, empirical_ntk, linearised_predict
 from ridgescope.train.callbacks import MetricsFile, PlainProgress
-from ridgescope.train.cell import fit
 from ridgescope.train.data import PreparedData, RidgeData, prepare_data
 from ridgescope.train.ensemble import (
     Member,
@@ -21,6 +20,7 @@ from ridgescope.train.ensemble import (
 )
 from ridgescope.train.errors import UserError
 from ridgescope.train.optimisers import SGD, Adam, KernelLBFGS, OptimiserFactory
+from ridgescope.train.programs import fit
 from ridgescope.train.training import EnsembleTraining
 
 SEEDS = [0, 1]
