@@ -1,7 +1,7 @@
 """A ladder of 384 networks trained to certified optima, then again under random SIGKILLs: time, and the same tables?
 
     OMP_NUM_THREADS=2 python benchmarks/kill_ladder.py whole FOLDER [--limit SECONDS]
-    OMP_NUM_THREADS=2 python benchmarks/kill_ladder.py torn FOLDER [--kills 20] [--seed 0]
+    OMP_NUM_THREADS=2 python benchmarks/kill_ladder.py torn FOLDER [--kills 20] [--seed 0] [--seconds 600]
     python benchmarks/kill_ladder.py compare FOLDER
 
 MLPs of 6 widths on digits, 2 sizes, 2 ridges, 4 seeds x 4 draws, all by ``ridgescope train -m``. ``torn`` starts the
@@ -58,14 +58,14 @@ def whole(folder: Path, limit: float) -> None:
     print(parts[-1])
 
 
-def torn(folder: Path, kills: int, seed: int) -> None:
-    """Kills are spread so that about 6/5 of them fit into the time that the whole ladder took."""
+def torn(folder: Path, kills: int, seed: int, seconds: float, limit: float) -> None:
+    """Kills are spread so that about 6/5 of them fit into the time that the whole ladder takes, ``seconds``."""
     log = folder / "kills.json"
     done: list[dict[str, object]] = json.loads(log.read_text()) if log.exists() else []
     random.seed(seed + len(done))
-    parts = json.loads((folder / "whole.json").read_text())
-    longest = 2 * sum(part["seconds"] for part in parts) / (1.2 * kills)
-    while len(done) < kills:
+    longest = 2 * seconds / (1.2 * kills)
+    deadline = time.monotonic() + limit
+    while len(done) < kills and time.monotonic() < deadline:
         process, after = start(folder / "torn"), random.uniform(0, longest)
         before = _newest(folder / "torn")
         while process.poll() is None and _newest(folder / "torn") == before:
@@ -80,7 +80,11 @@ def torn(folder: Path, kills: int, seed: int) -> None:
         done.append({"seconds_alive": round(after, 2)} | _standing(folder / "torn"))
         log.write_text(json.dumps(done))
         print(done[-1], flush=True)
-    print("exit", start(folder / "torn").wait())
+    if len(done) < kills:
+        sys.exit(f"{len(done)} kills so far")
+    code = start(folder / "torn").wait()
+    print("exit", code)
+    sys.exit(code)
 
 
 def _newest(folder: Path) -> float:
@@ -120,13 +124,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=600.0, help="what the ladder takes, for torn")
     parser.add_argument("--limit", type=float, default=3600.0)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.part == "whole":
         whole(options.folder, options.limit)
     elif options.part == "torn":
-        torn(options.folder, options.kills, options.seed)
+        torn(options.folder, options.kills, options.seed, options.seconds, options.limit)
     else:
         compare(options.folder)
 
