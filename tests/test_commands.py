@@ -236,3 +236,20 @@ def test_a_crossed_design_is_attributed_without_what_did_not_converge(
     assert network.loc["bias", "measured"] == pytest.approx(kernel.loc["bias", "measured"], rel=0.1)
     assert network.loc["bias", "predicted"] > 0
     assert "Where the risk comes from" in (folder / "report" / "index.html").read_text()
+
+
+def test_the_coordinate_check_prints_its_slopes_and_keeps_its_table(call: Callable[..., Outcome]) -> None:
+    words = ("coordinates", "widths=[8,16]", "alphas=[1]", "parameterisations=[mup]", "steps=3", "num_seeds=1")
+    status, out, _ = call(*words, "data.train_size=20")
+    assert status == 0
+    assert "the loss of 2 of 2 networks fell" in out
+    (table,) = Path("runs/coordinates").glob("coordinates-*.parquet")
+    assert table.with_suffix(".svg").exists()
+    written = table.stat().st_mtime_ns
+    assert call(*words, "data.train_size=20")[1] == out
+    assert table.stat().st_mtime_ns == written
+    status, _, err = call("coordinates", "optimiser=kernel_lbfgs", "~optimiser.learning_rate")
+    assert status == 2
+    status, _, err = call("coordinates", "optimiser.learning_rate=null")
+    assert status == 2
+    assert "needs one learning rate for all networks; give optimiser.learning_rate" in err

@@ -10,12 +10,13 @@ COMMANDS = {
     "validate": "train a ladder of networks and project it onto the theory: the main job",
     "train": "train one cell, or with -m a Hydra multirun of cells",
     "analyse": "measure and project the cells of an experiment, without retraining",
+    "coordinates": "check that one learning rate serves the whole width ladder, lazy to rich",
     "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
     "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
 }
 
 USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
-    f"  {name:10} {what}" for name, what in COMMANDS.items()
+    f"  {name:11} {what}" for name, what in COMMANDS.items()
 )
 
 
@@ -61,6 +62,8 @@ def _run(command: str) -> int:
             from ridgescope.train.main import main as run
         elif command == "analyse":
             from ridgescope.analysis.main import analyse as run
+        elif command == "coordinates":
+            from ridgescope.analysis.coordinate_check import coordinate_check as run
         elif command == "submit":
             from ridgescope.cluster.main import submit as run
         elif command == "status":
