@@ -122,7 +122,8 @@ def attribute_cell(
     """Attribution of one crossed cell, for each ridge, of the trained networks and of their kernels at initialisation.
 
     ``rows`` are the cell's rows of ``networks`` in the order of ``predictions`` ("network", "kernel": (E, T, C), on the
-    test points with ``targets`` (T, C)). Networks that did not reach their optimum are left out and counted.
+    test points with ``targets`` (T, C)). Networks that did not reach their optimum are left out and counted, as are
+    kernels that cannot carry the ridge.
     """
     table: list[dict[str, Any]] = []
     for ridge, part in rows.groupby("ridge", sort=True):
@@ -131,7 +132,7 @@ def attribute_cell(
         if estimator is not None and inverse == inverse:
             predicted = predicted_cross_risks(estimator, int(part["P"].iloc[0]), float(ridge), float(inverse))  # type: ignore[arg-type]
         for who in ("network", "kernel"):
-            kept = part[part["converged"].astype(bool)] if who == "network" else part
+            kept = part[part["converged"].astype(bool) if who == "network" else part["krr_test"].notna()]
             identity = {name: part[name].iloc[0] for name in ("run", "data", "model", "width", "P", "ridge", "alpha")}
             identity |= {"who": who, "excluded": len(part) - len(kept)}
             residuals = predictions[who][kept["member"].tolist()] - targets

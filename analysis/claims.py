@@ -28,6 +28,7 @@ class Claim:
     selection: which networks the claim is about, as ``DataFrame.query`` reads it ('' is all of them).
     grouping: what distinguishes the cells of one setting; a claim grouped by width is also judged per width.
     factors: what independent repetitions differ in; kernels of infinite width know no initialisation seed.
+    reason: column that says why a side is missing, where it is.
     infinite_width: judged on the table of infinite-width kernels, which has many more draws than any network.
     """
 
@@ -45,6 +46,7 @@ class Claim:
     selection: str = ""
     grouping: list[str] = field(default_factory=lambda: ["width", "P", "ridge"])
     factors: list[str] = field(default_factory=lambda: ["draw", "seed"])
+    reason: str = "undetermined"
     infinite_width: bool = False
 
 
@@ -76,4 +78,6 @@ def _packaged() -> dict[str, Claim]:
 
 
 DEFAULT_CLAIMS = _packaged()
-CHAIN = ("theory", "width", "lazy")  # the keys of the three links, in order
+# The keys of the three links, in order. The finite-width law speaks for its link where the architecture has one; else
+# the kernel is compared with infinite width.
+CHAIN = (("theory",), ("blocks", "width"), ("lazy",))

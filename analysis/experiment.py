@@ -3,6 +3,7 @@
 <experiment>/cells/<cell>/            written by training
 <experiment>/measurements/<cell>.parquet     one row per network; kept, so an interrupted analysis goes on
 <experiment>/measurements/<cell>.safetensors predictions on the test points, of crossed designs
+<experiment>/laws/<cell>.parquet             the finite-width law, one row per ridge and draw
 <experiment>/report/                  the page, figures and tables
 """
 
@@ -17,10 +18,12 @@ import pandas as pd
 import torch
 
 from ridgescope.analysis.attribution import ATTRIBUTION_COLUMNS, attribute_cell
+from ridgescope.analysis.laws import LAWS, BlockLaws
 from ridgescope.analysis.measure import (
     COLUMNS,
     PoolKernels,
     Row,
+    identity,
     infinite_width,
     measure_group,
     pool_kernels,
@@ -32,8 +35,9 @@ from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_tensors, write_atomically, write_tensors
 from ridgescope.train.progress import progress, say
 
-SPECTRUM_COLUMNS = ("data", "model", "kernel", "index", "eigenvalue", "target_power")
-MEASUREMENT = 2  # version of a measurement's columns; another one is measured again
+ARCHITECTURE = ("data", "model", "depth", "activation", "parameterisation")
+SPECTRUM_COLUMNS = (*ARCHITECTURE, "kernel", "index", "eigenvalue", "target_power")
+MEASUREMENT = 3  # version of a measurement's columns; another one is measured again
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,9 @@ def project(experiment: Path, *, infinite_draws: int = 32) -> Tables:
             frames += _measure_cells(experiment, cells, architectures, steps.advance)
     networks = _with_theory_at_width(pd.concat(frames, ignore_index=True), architectures)
     cells = [cell for group in groups.values() for cell in group]
+    networks = _with_block_law(experiment, cells, networks, architectures)
     infinite = [_infinite_rows(cell, architectures, infinite_draws) for cell in _one_per_size(cells)]
-    spectra = [_spectrum(*name, pool) for name, pool in architectures.pools()]
+    spectra = [_spectrum(name, pool) for name, pool in architectures.pools()]
     attribution = [_attribution(experiment, cell, networks, architectures) for cell in cells if _is_crossed(cell)]
     return Tables(
         networks,
@@ -123,26 +128,26 @@ class _Architectures:
 
     def __init__(self) -> None:
         self._pools: dict[str, PoolKernels | None] = {}
-        self._names: dict[str, tuple[str, str]] = {}
+        self._names: dict[str, Row] = {}
         self.of_run: dict[str, str] = {}
 
     def get(self, cell: Cell, data: PreparedData) -> PoolKernels | None:
         key = _key(cell, without_size=True, without_width=True)
         self.of_run[cell.name] = key
         if key not in self._pools:
-            model = cell.config["model"]["_target_"].rsplit(".", 1)[-1].lower()
-            self._names[key] = (cell.config["data"]["name"], model)
+            names = identity(cell)
+            self._names[key] = {name: names[name] for name in ARCHITECTURE}
             try:
                 self._pools[key] = pool_kernels(cell.network(data), data)
             except ValueError as error:
-                say(f"no infinite-width theory for {model}: {error}")
+                say(f"no infinite-width theory for {names['model']}: {error}")
                 self._pools[key] = None
         return self._pools[key]
 
     def of(self, run: str) -> PoolKernels | None:
         return self._pools[self.of_run[run]]
 
-    def pools(self) -> list[tuple[tuple[str, str], PoolKernels]]:
+    def pools(self) -> list[tuple[Row, PoolKernels]]:
         return [(self._names[key], pool) for key, pool in self._pools.items() if pool is not None]
 
 
@@ -154,7 +159,11 @@ def _measure_cells(
     for cell, data in zip(cells[1:], datas[1:], strict=True):
         architectures.get(cell, data)
     paths = [experiment / "measurements" / f"{cell.name}.parquet" for cell in cells]
-    todo = [i for i, path in enumerate(paths) if not _is_current(path, _is_crossed(cells[i]))]
+    todo = [
+        i
+        for i, path in enumerate(paths)
+        if not _is_current(path, version=MEASUREMENT, with_predictions=_is_crossed(cells[i]))
+    ]
     for i in set(range(len(cells))) - set(todo):
         advance(len(cells[i].members))
     if todo:
@@ -163,22 +172,22 @@ def _measure_cells(
             if _is_crossed(cells[i]):
                 predictions = {name: torch.stack([getattr(m, name) for m in found]) for name in ("network", "kernel")}
                 write_tensors(paths[i].with_suffix(".safetensors"), predictions)
-            _write(paths[i], [m.row for m in found])
+            frame = pd.DataFrame([m.row for m in found])
+            frame = frame.reindex(columns=[*frame, *(name for name in COLUMNS if name not in frame)])
+            _write(paths[i], frame, version=MEASUREMENT)
     return [pd.read_parquet(path) for path in paths]
 
 
-def _write(path: Path, rows: list[Row]) -> None:
-    frame = pd.DataFrame(rows)
-    frame = frame.reindex(columns=[*frame, *(name for name in COLUMNS if name not in frame)])
-    frame.attrs = {"measurement": MEASUREMENT}
+def _write(path: Path, frame: pd.DataFrame, version: int) -> None:
+    frame.attrs = {"measurement": version}
     write_atomically(path, lambda temporary: frame.to_parquet(temporary))
 
 
-def _is_current(path: Path, with_predictions: bool) -> bool:
+def _is_current(path: Path, *, version: int, with_predictions: bool = False) -> bool:
     if not path.is_file() or (with_predictions and not path.with_suffix(".safetensors").is_file()):
         return False
     try:
-        return pd.read_parquet(path).attrs.get("measurement") == MEASUREMENT
+        return pd.read_parquet(path).attrs.get("measurement") == version
     except (OSError, ValueError):  # damaged: measure again
         return False
 
@@ -196,12 +205,30 @@ def _with_theory_at_width(networks: pd.DataFrame, architectures: _Architectures)
     return networks.join(columns)
 
 
-def _spectrum(data: str, model: str, pool: PoolKernels) -> pd.DataFrame:
+def _with_block_law(
+    experiment: Path, cells: list[Cell], networks: pd.DataFrame, architectures: _Architectures
+) -> pd.DataFrame:
+    """The finite-width law of every cell, narrow ones first: neighbours in width start from one another."""
+    laws: dict[str, BlockLaws] = defaultdict(BlockLaws)
+    frames = []
+    with progress("finite-width law", len(cells)) as steps:
+        for cell in sorted(cells, key=lambda cell: (cell.train_size, int(cell.config["model"].get("width", 0)))):
+            path = experiment / "laws" / f"{cell.name}.parquet"
+            if not _is_current(path, version=LAWS):
+                pool = architectures.of(cell.name)
+                family = laws[architectures.of_run[cell.name]]
+                frame = family.of_cell(cell, cell.data(), None if pool is None else pool.estimator)
+                _write(path, frame, version=LAWS)
+            frames.append(pd.read_parquet(path))
+            steps.advance()
+    return networks.merge(pd.concat(frames, ignore_index=True), on=["run", "ridge", "draw"], how="left")
+
+
+def _spectrum(name: Row, pool: PoolKernels) -> pd.DataFrame:
     values = pool.estimator.eigenvalues
     return pd.DataFrame(
         {
-            "data": data,
-            "model": model,
+            **name,
             "kernel": "ntk",
             "index": torch.arange(1, len(values) + 1).numpy(),
             "eigenvalue": values.numpy(),

@@ -14,7 +14,9 @@ def explanation(row: Mapping[str, Any], claim: Claim) -> str:
 
 def _compared(row: Mapping[str, Any], claim: Claim) -> str:
     if not math.isfinite(row["deviation"]):
-        return f"There is nothing to compare: {claim.what} or {claim.against} could not be had for any network."
+        reason = row["note"].partition(": ")[2]
+        why = f" ({reason})" if reason else ""
+        return f"There is nothing to compare: {claim.what} or {claim.against} could not be had for any network{why}."
     left_out = f"; {row['excluded']} networks had to be left out" if row["excluded"] else ""
     side = "larger" if row["deviation"] >= 0 else "smaller"
     bound = "may be larger by at most" if claim.test == "at_most" else "may differ by"

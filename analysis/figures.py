@@ -23,6 +23,7 @@ from ridgescope.analysis.drawing import (
     GREEN,
     LINE_STYLES,
     ORANGE,
+    PURPLE,
     diagonal,
     few_log_ticks,
     identity_line,
@@ -78,6 +79,11 @@ def kappa_parts_figure(table: pd.DataFrame) -> Figure:
 def risk_against_width(table: pd.DataFrame) -> Figure:
     """Test risk against width, one panel per sample size (rows) and ridge (columns)."""
     return _size_ridge_grid(table, _risk_panel, "test risk")
+
+
+def kappa_against_width(table: pd.DataFrame) -> Figure:
+    """kappa of the networks' kernels against width, one panel per sample size (rows) and ridge (columns)."""
+    return _size_ridge_grid(table, _kappa_panel, "κ of the kernel")
 
 
 def risk_against_size(table: pd.DataFrame) -> Figure:
@@ -207,12 +213,22 @@ def _risk_panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.axhline(limit["infinite_test"], color=ORANGE, ls="--", label="infinite-width kernel, measured")
     axes.axhline(limit["theory_test"], color="black", ls=":", label="theory, infinite width")
     axes.plot(rows["width"], rows["theory_width_test"], color="black", label="theory with N_eff")
+    axes.plot(rows["width"], rows["block_test"], color=PURPLE, ls="-", label="finite-width law")
     # drawn side by side: the two agree so well that one would hide the other
     for column, shift, options in (
         ("krr_test", 0.96, {"color": BLUE, "fmt": "s", "mfc": "none", "label": "kernel at initialisation"}),
         ("network_test", 1.04, {"color": GREEN, "fmt": "o", "label": "trained networks"}),
     ):
         points(axes, rows.assign(place=rows["width"] * shift), "place", column, **options)
+    log_ticks(axes, rows["width"])
+
+
+def _kappa_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.axhline(rows.iloc[0]["kappa_infinite"], color=ORANGE, ls="--", label="infinite-width kernel, measured")
+    axes.plot(rows["width"], rows["theory_width_kappa1"], color="black", label="theory with N_eff")
+    axes.plot(rows["width"], rows["block_kappa1"], color=PURPLE, label="finite-width law")
+    kernel: dict[str, Any] = {"color": BLUE, "fmt": "s", "mfc": "none", "label": "kernel at initialisation"}
+    points(axes, rows, "width", "kappa_entk", **kernel)
     log_ticks(axes, rows["width"])
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ridgescope.models import MLP, Network, layer_kernels
 from ridgescope.theory.blocks import (
@@ -28,7 +28,7 @@ Form = Literal["full", "trace"]
 
 
 def block_kernel(
-    network: Network,
+    network: nn.Module,
     x_train: Float[Tensor, " p *shape"],
     x_eval: Float[Tensor, " t *shape"] | None = None,
     *,

@@ -6,25 +6,28 @@ Three links are measured on the same training set and the same test points:
 
 Letters: P training points, T test points, M pool points, C outputs, s kernel scale, lam ridge, N_eff effective
 feature number. Every kernel is divided by s. Risks are summed over outputs, mean over points.
+
+A kernel whose certificate refuses the ridge gives no number: its columns are missing, and ``undetermined`` says why.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ridgescope.analysis.regression import FullKernelRidge, full_kernel_ridge, squared_error
+from ridgescope.analysis.regression import FullKernelRidge, full_kernel_ridge_fit, squared_error
 from ridgescope.analysis.runs import Cell
 from ridgescope.models import conjugate_kernel, empirical_ntk, infinite_ntk, linearised_predict
 from ridgescope.theory import (
     PoolEstimator,
+    Resolvents,
     effective_width,
-    kernel_ridge,
+    kernel_ridge_fit,
     pool_estimator,
     resolvent_estimate,
 )
@@ -34,6 +37,8 @@ Row = dict[str, Any]
 
 # What a row may lack (no infinite-width kernel, a diverged network, ...) is a missing value, never a missing column.
 COLUMNS = (
+    "krr_test", "krr_train", "kappa_entk", "entk_gcv", "entk_loo", "krr_trace_test", "kappa_trace",
+    "kappa_entk_se_log", "trace_gcv", "trace_loo", "entk_condition", "final_condition", "infinite_condition",
     "infinite_test", "infinite_heldout", "infinite_train", "infinite_gcv", "infinite_loo", "nngp_test",
     "kappa_infinite", "kappa_infinite_se_log", "theory_test", "theory_train", "theory_kappa", "theory_gcv_test",
     "krr_last_test", "inverse_width", "inverse_width_se", "effective_width", "network_test", "network_train",
@@ -50,6 +55,7 @@ class PoolKernels:
     nngp: Tensor
     nngp_test: Tensor
     estimator: PoolEstimator
+    fits: dict[bytes, "_InfiniteFits"] = field(default_factory=dict, repr=False)  # shared by all widths and seeds
 
 
 def pool_kernels(network: nn.Module, data: PreparedData) -> PoolKernels:
@@ -87,9 +93,11 @@ def measure_group(
             for i, cell in enumerate(cells):
                 chosen = [(m, row) for m, row in enumerate(cell.members) if (row["seed"], row["draw"]) == (seed, draw)]
                 if chosen:
+                    ridges = {float(record["ridge"]) for _, record in chosen}
                     point = _TrainingSet(cell, data[i], draw, pool)
+                    kernels = _KernelsAtStart(initial, point, len(ridges))
                     for member, record in chosen:
-                        rows[i].append(_measure(network, cell, member, record, point, initial))
+                        rows[i].append(_measure(network, cell, member, record, point, kernels))
                         advance()
     return [sorted(part, key=lambda measured: measured.row["member"]) for part in rows]
 
@@ -124,49 +132,98 @@ class _InitialKernels:
 
 
 class _TrainingSet:
-    """One draw of a cell, and what the infinite-width kernel and the theory say of it; cached per ridge."""
+    """One draw of a cell, and what the infinite-width kernel and the theory say of it."""
 
     def __init__(self, cell: Cell, data: PreparedData, draw: int, pool: PoolKernels | None) -> None:
-        self.data, self.pool, self.index = data, pool, data.splits.train[draw]
+        self.data, self.index = data, data.splits.train[draw]
         self.inputs, self.targets = data.pool_inputs[self.index], data.pool_targets[self.index]
         self.size = len(self.index)
-        self._infinite: dict[float, Row] = {}
-        self.spectrum: Tensor | None = None
+        self._infinite: _InfiniteFits | None = None
         if pool is not None:
-            self.spectrum = torch.linalg.eigvalsh(self._corner(pool.ntk) / self.size)
+            key = self.index.numpy().tobytes()
+            if key not in pool.fits:
+                pool.fits[key] = _InfiniteFits(pool, data, self.index, len(cell.config["ridges"]))
+            self._infinite = pool.fits[key]
 
-    def _corner(self, kernel: Tensor) -> Tensor:
-        return kernel[self.index][:, self.index]
+    @property
+    def spectrum(self) -> Tensor | None:
+        """Eigenvalues of the infinite-width K/P."""
+        return None if self._infinite is None else self._infinite.ntk.eigenvalues
 
     def infinite(self, ridge: float) -> Row:
         """Kernel ridge regression with the infinite-width kernels."""
-        if self.pool is None or self.spectrum is None:
-            return {}
-        if ridge not in self._infinite:
-            self._infinite[ridge] = self._fit(ridge, self.pool, self.spectrum)
-        return self._infinite[ridge]
+        return {} if self._infinite is None else self._infinite.at(ridge)
 
-    def _fit(self, ridge: float, pool: PoolKernels, spectrum: Tensor) -> Row:
-        fit = kernel_ridge(self._corner(pool.ntk), self.targets, ridge)
-        kappa = resolvent_estimate(spectrum, ridge=ridge)
-        test = pool.ntk_test[:, self.index] @ fit.dual
+
+class _InfiniteFits:
+    """Regression with both infinite-width kernels on one training set, once for each ridge."""
+
+    def __init__(self, pool: PoolKernels, data: PreparedData, index: Tensor, num_ridges: int) -> None:
+        self._pool, self._data, self._index = pool, data, index
+        self.ntk = Resolvents(pool.ntk[index][:, index] / len(index), with_eigenvalues=True)
+        self._nngp = Resolvents(pool.nngp[index][:, index] / len(index), num_ridges=num_ridges)
+        self._rows: dict[float, Row] = {}
+
+    def at(self, ridge: float) -> Row:
+        if ridge not in self._rows:
+            row = _determined("infinite-width NTK", lambda: self._with_ntk(ridge))
+            nngp = _determined("infinite-width NNGP", lambda: self._with_nngp(ridge))
+            theory = _theory(self._pool.estimator, len(self._index), ridge)
+            self._rows[ridge] = _joined(row, nngp) | theory
+        return self._rows[ridge]
+
+    def _with_ntk(self, ridge: float) -> Row:
+        pool, index, data = self._pool, self._index, self._data
+        assert self.ntk.eigenvalues is not None
+        resolvent = self.ntk.at(ridge)
+        fit = kernel_ridge_fit(resolvent, data.pool_targets[index])
+        kappa = resolvent_estimate(self.ntk.eigenvalues, ridge=ridge)
+        test = pool.ntk_test[:, index] @ fit.dual
         unseen = torch.ones(len(pool.ntk), dtype=torch.bool)
-        unseen[self.index] = False
-        rest = pool.ntk[unseen][:, self.index] @ fit.dual
-        nngp = kernel_ridge(self._corner(pool.nngp), self.targets, ridge)
-        heldout = squared_error(
-            torch.cat([test, rest]), torch.cat([self.data.test_targets, self.data.pool_targets[unseen]])
-        )
+        unseen[index] = False
+        rest = pool.ntk[unseen][:, index] @ fit.dual
+        heldout = squared_error(torch.cat([test, rest]), torch.cat([data.test_targets, data.pool_targets[unseen]]))
         return {
-            "infinite_test": squared_error(test, self.data.test_targets),
+            "infinite_test": squared_error(test, data.test_targets),
             "infinite_heldout": heldout,
             "infinite_train": fit.train,
             "infinite_gcv": fit.gcv,
             "infinite_loo": fit.loo,
+            "infinite_condition": resolvent.certificate.condition(ridge),
             "kappa_infinite": kappa.kappa_corrected,
             "kappa_infinite_se_log": kappa.se_log,
-            "nngp_test": squared_error(pool.nngp_test[:, self.index] @ nngp.dual, self.data.test_targets),
-        } | _theory(pool.estimator, self.size, ridge)
+        }
+
+    def _with_nngp(self, ridge: float) -> Row:
+        dual = kernel_ridge_fit(self._nngp.at(ridge), self._data.pool_targets[self._index]).dual
+        return {"nngp_test": squared_error(self._pool.nngp_test[:, self._index] @ dual, self._data.test_targets)}
+
+
+def _determined(kernel: str, measure: Callable[[], Row]) -> Row:
+    """What is measured with a kernel, or the reason why nothing is."""
+    try:
+        return measure()
+    except ValueError as error:
+        return {"undetermined": f"{kernel}: {error}"}
+
+
+def _joined(*rows: Row) -> Row:
+    """All columns of the rows; their reasons become one."""
+    joined = {name: value for row in rows for name, value in row.items()}
+    reasons = [row["undetermined"] for row in rows if row.get("undetermined")]
+    return joined | {"undetermined": "; ".join(dict.fromkeys(reasons))}
+
+
+class _KernelsAtStart:
+    """The kernels of one network at initialisation on one training set, each decomposed once for all ridges."""
+
+    def __init__(self, initial: _InitialKernels, point: _TrainingSet, num_ridges: int) -> None:
+        self.parameters, self.scale = initial.parameters, initial.scale
+        gram, self.cross = initial.trace(point.size)
+        last = initial.last(point.size)
+        self.full = Resolvents(initial.full(point.size) / point.size, num_ridges=num_ridges)
+        self.trace = Resolvents(gram / point.size, with_eigenvalues=True)
+        self.last = None if last is None else (Resolvents(last[0] / point.size, num_ridges=num_ridges), last[1])
 
 
 def _theory(estimator: PoolEstimator, size: int, ridge: float) -> Row:
@@ -190,15 +247,14 @@ def infinite_width(cell: Cell, data: PreparedData, pool: PoolKernels) -> list[Ro
     for draw in range(len(data.splits.train)):
         point = _TrainingSet(cell, data, draw, pool)
         rows += [
-            _identity(cell)
-            | {"draw": draw, "seed": 0, "ridge": float(ridge), "converged": True}
-            | point.infinite(ridge)
+            identity(cell) | {"draw": draw, "seed": 0, "ridge": float(ridge), "converged": True} | point.infinite(ridge)
             for ridge in cell.config["ridges"]
         ]
     return rows
 
 
-def _identity(cell: Cell) -> Row:
+def identity(cell: Cell) -> Row:
+    """The columns that say which cell a row belongs to."""
     config, model = cell.config, cell.config["model"]
     return {
         "run": cell.name,
@@ -224,13 +280,10 @@ def theory_at_width(estimator: PoolEstimator, size: int, ridge: float, inverse_w
 
 
 def _measure(
-    network: nn.Module, cell: Cell, member: int, record: Row, point: _TrainingSet, initial: _InitialKernels
+    network: nn.Module, cell: Cell, member: int, record: Row, point: _TrainingSet, kernels: _KernelsAtStart
 ) -> Measured:
     ridge = float(record["ridge"])
-    before = initial.full(point.size)
-    start = full_kernel_ridge(before, point.targets, ridge)
-    kernel = _linearised(network, initial.parameters, point, start, initial.scale)
-    row = _identity(cell) | {
+    row = identity(cell) | {
         "member": member,
         "ridge": ridge,
         "seed": int(record["seed"]),
@@ -239,20 +292,35 @@ def _measure(
         "converged": record["status"] in ("converged", "stagnated"),
         "steps": int(record["steps"]),
         "optimality_gap": record["optimality_gap"],
-        "krr_test": squared_error(kernel, point.data.test_targets),
-        "krr_train": start.train,
-        "kappa_entk": start.kappa,
-        "entk_gcv": start.gcv,
-        "entk_loo": start.loo,
     }
-    row |= point.infinite(ridge) | _trace_and_last(point, initial, ridge, row["krr_test"])
-    if point.spectrum is not None and ridge > 0:
-        row |= _width(point.spectrum, start.df1, ridge)
-    predictions = torch.full_like(kernel, math.nan)
+    missing = torch.full_like(point.data.test_targets, math.nan)
+    kernel, start = missing, _determined("kernel at initialisation", lambda: _at_start(network, point, kernels, ridge))
+    if "undetermined" not in start:
+        kernel = start.pop("predictions")
+    trace = _determined("trace kernel", lambda: _trace(point, kernels, ridge, start.get("krr_test", math.nan)))
+    last = _determined("last-layer kernel", lambda: _last(point, kernels, ridge))
+    after: Row = {}
+    predictions = missing
     if record["status"] != "diverged":
-        after, predictions = _after_training(network, cell, member, point, initial, before, ridge)
-        row |= after
-    return Measured(row, predictions, kernel)
+        after, predictions = _after_training(network, cell, member, point, kernels, ridge)
+    return Measured(_joined(row, start, point.infinite(ridge), trace, last, after), predictions, kernel)
+
+
+def _at_start(network: nn.Module, point: _TrainingSet, kernels: _KernelsAtStart, ridge: float) -> Row:
+    """Regression with the full kernel at initialisation; its ``predictions`` on the test points too."""
+    resolvent = kernels.full.at(ridge)
+    fit = full_kernel_ridge_fit(resolvent, point.targets)
+    predictions = _linearised(network, kernels.parameters, point, fit, kernels.scale)
+    row = {
+        "predictions": predictions,
+        "krr_test": squared_error(predictions, point.data.test_targets),
+        "krr_train": fit.train,
+        "kappa_entk": fit.kappa,
+        "entk_gcv": fit.gcv,
+        "entk_loo": fit.loo,
+        "entk_condition": resolvent.certificate.condition(ridge),
+    }
+    return row | (_width(point.spectrum, fit.df1, ridge) if point.spectrum is not None and ridge > 0 else {})
 
 
 def _after_training(
@@ -260,8 +328,7 @@ def _after_training(
     cell: Cell,
     member: int,
     point: _TrainingSet,
-    initial: _InitialKernels,
-    before: Tensor,
+    kernels: _KernelsAtStart,
     ridge: float,
 ) -> tuple[Row, Tensor]:
     """The trained network itself and regression with its kernel after training; its predictions on the test points."""
@@ -269,51 +336,60 @@ def _after_training(
 
     def predict(inputs: Tensor) -> Tensor:
         pairs = [
-            functional_call(network, final, (x,)) - functional_call(network, initial.parameters, (x,))
+            functional_call(network, final, (x,)) - functional_call(network, kernels.parameters, (x,))
             for x in inputs.split(500)
         ]
         return alpha * torch.cat(pairs)
 
+    def with_kernel() -> Row:
+        resolvent = Resolvents(after).at(ridge)
+        fit = full_kernel_ridge_fit(resolvent, point.targets)
+        fitted = _linearised(network, final, point, fit, kernels.scale)
+        return {
+            "kappa_final": fit.kappa,
+            "krr_final_test": squared_error(fitted, point.data.test_targets),
+            "final_condition": resolvent.certificate.condition(ridge),
+        }
+
     with torch.no_grad():
         test, train = predict(point.data.test_inputs), predict(point.inputs)
     test_risk, train_risk = squared_error(test, point.data.test_targets), squared_error(train, point.targets)
-    after = empirical_ntk(network, final, point.inputs) / initial.scale
-    movement = float((after - before).norm() / before.norm())
-    fit = full_kernel_ridge(after, point.targets, ridge)
+    after, before = empirical_ntk(network, final, point.inputs) / (kernels.scale * point.size), kernels.full.matrix
     row = {
         "network_test": test_risk,
         "network_train": train_risk,
         "network_accuracy": _accuracy(test, point.data.test_targets),
         "kappa_risk": ridge * math.sqrt(test_risk / train_risk) if ridge > 0 and train_risk > 0 else math.nan,
-        "kernel_movement": movement,
-        "kappa_final": fit.kappa,
-        "krr_final_test": squared_error(
-            _linearised(network, final, point, fit, initial.scale), point.data.test_targets
-        ),
+        "kernel_movement": float((after - before).norm() / before.norm()),
     }
-    return row, test
+    return row | _determined("kernel after training", with_kernel), test
 
 
-def _trace_and_last(point: _TrainingSet, initial: _InitialKernels, ridge: float, full_test: float) -> Row:
-    """Regression with the trace form of the kernel, and with the last layer's kernel alone.
+def _trace(point: _TrainingSet, kernels: _KernelsAtStart, ridge: float, full_test: float) -> Row:
+    """Regression with the trace form of the kernel.
 
     ``full_test`` is the test risk with the full kernel, which is that of the trace form where there is one output.
     """
-    gram, cross = initial.trace(point.size)
-    fit = kernel_ridge(gram, point.targets, ridge)
-    kappa = resolvent_estimate(torch.linalg.eigvalsh(gram / point.size), ridge=ridge)
-    row = {
-        "krr_trace_test": full_test if cross is None else squared_error(cross @ fit.dual, point.data.test_targets),
+    assert kernels.trace.eigenvalues is not None
+    fit = kernel_ridge_fit(kernels.trace.at(ridge), point.targets)
+    kappa = resolvent_estimate(kernels.trace.eigenvalues, ridge=ridge)
+    cross, targets = kernels.cross, point.data.test_targets
+    return {
+        "krr_trace_test": full_test if cross is None else squared_error(cross @ fit.dual, targets),
         "kappa_trace": kappa.kappa,
         "kappa_entk_se_log": kappa.se_log,
         "trace_gcv": fit.gcv,
         "trace_loo": fit.loo,
     }
-    last = initial.last(point.size)
-    if last is not None and ridge > 0:  # N features on P > N points are singular without a ridge
-        readout = kernel_ridge(last[0], point.targets, ridge)
-        row["krr_last_test"] = squared_error(last[1] @ readout.dual, point.data.test_targets)
-    return row
+
+
+def _last(point: _TrainingSet, kernels: _KernelsAtStart, ridge: float) -> Row:
+    """Regression with the last layer's kernel alone: N features on P > N points are singular without a ridge."""
+    if kernels.last is None or ridge <= 0:
+        return {}
+    resolvents, cross = kernels.last
+    dual = kernel_ridge_fit(resolvents.at(ridge), point.targets).dual
+    return {"krr_last_test": squared_error(cross @ dual, point.data.test_targets)}
 
 
 def _width(spectrum: Tensor, df1: float, ridge: float) -> Row:

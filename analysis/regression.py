@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ridgescope.theory import Resolvent, Resolvents
+
 
 @dataclass(frozen=True)
 class FullKernelRidge:
@@ -30,39 +32,32 @@ class FullKernelRidge:
 def full_kernel_ridge(
     gram: Float64[Tensor, "rows rows"], targets: Float64[Tensor, "samples outputs"], ridge: float
 ) -> FullKernelRidge:
-    """Fit by one Cholesky factorisation and its inverse: (P C)^3 multiply-adds and two matrices of memory.
+    """Fit ``gram + P ridge``: about (P C)^3 multiply-adds and three matrices of memory.
+
+    Raises ``ValueError`` where the kernel cannot carry the ridge.
+    """
+    return full_kernel_ridge_fit(Resolvents(gram / len(targets)).at(ridge), targets)
+
+
+def full_kernel_ridge_fit(resolvent: Resolvent, targets: Float64[Tensor, "samples outputs"]) -> FullKernelRidge:
+    """Regression with a kernel whose resolvent R is at hand: (P C)^2 operations.
 
     GCV: Jacot et al. 2020, arXiv:2006.09796, with the trace over outputs and samples. Leave-one-out with C
     coupled outputs: the left-out residual is ``R_mm^-1 (R y)_m`` with the C x C block ``R_mm`` of a sample.
-
-    Raises ``ValueError`` where ``K + P lam`` is not positive definite in float64.
     """
     samples, outputs = targets.shape
-    factor, info = torch.linalg.cholesky_ex(_shifted(gram / samples, ridge))
-    if int(info) != 0:
-        raise ValueError(
-            f"the kernel with ridge={ridge:g} is not positive definite in float64 ({samples} samples, {outputs} "
-            f"outputs); use a ridge above {1e-14 * float(gram.diagonal().sum()) / samples:.1e}"
-        )
-    resolvent = torch.cholesky_inverse(factor)
-    solution = resolvent @ targets.T.flatten()  # R y, output-major
-    kappa = float(1 / resolvent.diagonal().mean())
+    solution = resolvent.times(targets.T.reshape(-1, 1))[:, 0]  # R y, output-major
+    kappa = 1 / resolvent.mean()
     power = float(solution.square().sum()) / samples
-    blocks = resolvent.view(outputs, samples, outputs, samples).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
-    left_out = torch.linalg.solve(blocks, solution.view(outputs, samples).T)
+    left_out = torch.linalg.solve(resolvent.blocks(outputs), solution.view(outputs, samples).T)
     return FullKernelRidge(
         dual=solution / samples,
-        train=ridge**2 * power,
+        train=resolvent.ridge**2 * power,
         gcv=kappa**2 * power,
         loo=float(left_out.square().sum()) / samples,
         kappa=kappa,
-        df1=samples * (1 - ridge / kappa),
+        df1=samples * (1 - resolvent.ridge / kappa),
     )
-
-
-def _shifted(matrix: Tensor, ridge: float) -> Tensor:
-    matrix.diagonal().add_(ridge)
-    return matrix
 
 
 def squared_error(predictions: Float64[Tensor, "n c"], targets: Float64[Tensor, "n c"]) -> float:

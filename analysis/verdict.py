@@ -9,7 +9,7 @@ A verdict is an equivalence test (``equivalence.py``), never "no significant dif
 required claims, the others, and the widths of one claim. Input: a table ``networks``, one row per trained network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,8 @@ def evaluate(
     the chance that any 'fails' is.
 
     Networks without a positive finite value on both sides are excluded and counted: a network that was not
-    trained to its optimum has none for what depends on training. ``infinite`` holds infinite-width kernels on many
+    trained to its optimum has none for what depends on training, a kernel that cannot carry the ridge none at all
+    (its reason, in the column ``undetermined``, goes into the note). ``infinite`` holds infinite-width kernels on many
     draws, in columns of the same names; without it the claims about them are judged on the networks' own draws.
     Raises ``ValueError`` on a missing column.
     """
@@ -83,7 +84,8 @@ def chains(verdicts: pd.DataFrame) -> dict[str, Chain]:
     """For each model: which of the three links of the chain holds, and which breaks where."""
     found = {}
     for model, rows in verdicts.groupby("model", sort=False):
-        links = {str(link["link"].iloc[0]): link for key in CHAIN if len(link := rows[rows["claim"] == key])}
+        judged = [link for keys in CHAIN if (link := _speaking(rows, keys)) is not None]
+        links = {str(link["link"].iloc[0]): link for link in judged}
         broken = [name for name, link in links.items() if (link["verdict"] == "fails").any()]
         if broken:
             opening = f"the chain breaks at {' and at '.join(broken)}"
@@ -93,6 +95,13 @@ def chains(verdicts: pd.DataFrame) -> dict[str, Chain]:
             opening = "no link is shown to break, but not all could be decided"
         found[str(model)] = Chain(opening, {name: _where(link) for name, link in links.items()})
     return found
+
+
+def _speaking(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame | None:
+    """The verdicts of the first claim among ``keys`` that has numbers; of the first at all where none has."""
+    claims = [claim for key in keys if len(claim := rows[rows["claim"] == key])]
+    measured = [claim for claim in claims if np.isfinite(claim["deviation"].iloc[0])]
+    return next(iter([*measured, *claims]), None)
 
 
 def broken_links(verdicts: pd.DataFrame) -> dict[str, str]:
@@ -172,6 +181,7 @@ def _measured(key: str, claim: Claim, model: str, scope: str, sides: pd.DataFram
     note, p_values = result.note, result.p_values(claim.tolerance, claim.test)
     if excluded > MAX_EXCLUDED * total:
         note = "not available" if excluded == total else f"{excluded} of {total} networks excluded"
+        note += _why(sides.drop(kept.index), claim.reason)
         p_values = (1.0, 1.0)
     means = np.exp(log_sides.groupby(cell).mean().mean())
     numbers = ("deviation", "error", "low", "high", "rms", "rms_low", "rms_high", "worst", "cells")
@@ -190,6 +200,12 @@ def _measured(key: str, claim: Claim, model: str, scope: str, sides: pd.DataFram
     }
     family = ("all", claim.required) if scope == "all" else ("widths", key, model)
     return _Judged(row, claim, result, p_values, family)
+
+
+def _why(excluded: pd.DataFrame, column: str) -> str:
+    """The most frequent reason for which they have no number."""
+    reasons = excluded.get(column, pd.Series(dtype=str)).replace("", np.nan).dropna()
+    return "" if reasons.empty else f": {reasons.mode().iloc[0]}"
 
 
 def _where(link: pd.DataFrame) -> str:

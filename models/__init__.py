@@ -4,11 +4,14 @@ from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels import (
     InfiniteKernels,
     LayerKernels,
+    NTKProducts,
     conjugate_kernel,
     empirical_ntk,
     infinite_ntk,
     layer_kernels,
     linearised_predict,
+    module_ntks,
+    ntk_diagonal,
 )
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
 from ridgescope.models.mlp import MLP
@@ -19,6 +22,7 @@ __all__ = [
     "MLP",
     "InfiniteKernels",
     "LayerKernels",
+    "NTKProducts",
     "Network",
     "ScaledConv2d",
     "ScaledLinear",
@@ -27,4 +31,6 @@ __all__ = [
     "infinite_ntk",
     "layer_kernels",
     "linearised_predict",
+    "module_ntks",
+    "ntk_diagonal",
 ]

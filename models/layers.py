@@ -42,7 +42,10 @@ class ScaledLinear(nn.Linear):
         """Draw nothing: torch's own draw would consume the global generator."""
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self.weight_scale * F.linear(input, self.weight)
+        if input.ndim == 1:
+            output = self.weight_scale * (self.weight @ input)
+        else:  # W x in this order: the gradient of W is then made as W lies, without a transposing copy in an ensemble
+            output = self.weight_scale * (self.weight @ input.mT).mT
         return output if self.bias is None else output + self.bias_scale * self.bias
 
     @property

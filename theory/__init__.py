@@ -1,5 +1,6 @@
 """Random-matrix theory of ridge regression on kernels and random features, as pure float64 functions."""
 
+from ridgescope.theory.certificate import Certificate, certificate
 from ridgescope.theory.curves import (
     optimal_ridge,
     tuned_learning_curve,
@@ -10,6 +11,7 @@ from ridgescope.theory.estimators import (
     ResolventEstimate,
     kappa_from_risks,
     kernel_ridge,
+    kernel_ridge_fit,
     resolvent_estimate,
 )
 from ridgescope.theory.gradient_flow import (
@@ -18,6 +20,8 @@ from ridgescope.theory.gradient_flow import (
     flow_risks,
     kernel_flow,
 )
+from ridgescope.theory.iterative import IterativeSolution, Nystrom, conjugate_gradients, nystrom
+from ridgescope.theory.lanczos import Interval, StochasticResolvent, stochastic_resolvent
 from ridgescope.theory.learnability import (
     Learned,
     learned_modes,
@@ -51,6 +55,7 @@ from ridgescope.theory.renormalisation import (
     Source,
     renormalise,
 )
+from ridgescope.theory.resolvents import Resolvent, Resolvents
 from ridgescope.theory.risks import (
     Risks,
     centred_risks,
@@ -78,30 +83,39 @@ from ridgescope.theory.width import (
 
 __all__ = [
     "AdditiveNoise",
+    "Certificate",
     "Chain",
     "Diagnosis",
     "Features",
     "FlowRisks",
+    "Interval",
+    "IterativeSolution",
     "KappaEstimate",
     "KappaTable",
     "KernelFlow",
     "KernelRidgeFit",
     "Learned",
     "ModeEstimate",
+    "Nystrom",
     "Pool",
     "PoolEstimator",
     "PoolPrediction",
     "Renormalised",
+    "Resolvent",
     "ResolventEstimate",
+    "Resolvents",
     "Risks",
     "Samples",
     "Scaling",
     "Source",
     "Spectrum",
+    "StochasticResolvent",
     "Target",
     "WidthEstimate",
     "centred_risks",
+    "certificate",
     "compressed_power_law",
+    "conjugate_gradients",
     "diagnose",
     "effective_width",
     "effective_width_from_population",
@@ -113,8 +127,10 @@ __all__ = [
     "kappa_from_risks",
     "kernel_flow",
     "kernel_ridge",
+    "kernel_ridge_fit",
     "learned_modes",
     "log_kappa_errors",
+    "nystrom",
     "optimal_ridge",
     "pool_estimator",
     "power_law",
@@ -127,5 +143,6 @@ __all__ = [
     "risks",
     "risks_at",
     "scaling_regimes",
+    "stochastic_resolvent",
     "tuned_learning_curve",
 ]

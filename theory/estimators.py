@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ridgescope.theory._checks import Number, as_float64, nonnegative
 from ridgescope.theory.pool import checked_gram
+from ridgescope.theory.resolvents import Resolvent, Resolvents
 
 
 @dataclass(frozen=True)
@@ -93,36 +94,31 @@ class KernelRidgeFit:
 
 
 def kernel_ridge(gram: Float[Tensor, "p n"], targets: Float[Tensor, "rows c"], ridge: Number) -> KernelRidgeFit:
-    """Fit by one Cholesky factorisation of ``gram (p, p) + P ridge`` to ``targets`` (p, c), and estimate the
-    test risk from the same
-    factor.
+    """Fit ``gram (p, p) + P ridge`` to ``targets`` (p, c), and estimate the test risk from the same factorisation.
+
+    About P^3 operations; for several ridges of one kernel use `Resolvents` and `kernel_ridge_fit`.
+
+    Raises ``ValueError`` for unfit inputs, and where the kernel cannot carry the ridge.
+    """
+    gram = checked_gram(gram)
+    check_ridge(ridge)
+    return kernel_ridge_fit(Resolvents(gram / len(gram)).at(ridge), targets)
+
+
+def kernel_ridge_fit(resolvent: Resolvent, targets: Float[Tensor, "rows c"]) -> KernelRidgeFit:
+    """Kernel ridge regression of ``targets`` (P, c) with a kernel whose resolvent is at hand: P^2 c operations.
 
     ``gcv`` (= KARE, arXiv:2006.09796) assumes Gaussian-like data and is low by tens of per cent on images at
-    small ridge; ``loo`` is the exact leave-one-out risk. Where they disagree trust ``loo``. About P^3
-    operations.
-
-    Raises ``ValueError`` for unfit inputs, and where ``gram + P ridge`` is not positive definite.
+    small ridge; ``loo`` is the exact leave-one-out risk. Where they disagree trust ``loo``.
     """
-    gram, targets = checked_gram(gram), as_float64("targets", targets)
-    p = len(gram)
+    targets = as_float64("targets", targets)
+    p = resolvent.certificate.size
     if targets.ndim != 2 or len(targets) != p:
         raise ValueError(f"targets has shape {tuple(targets.shape)}; pass one row for each of the {p} samples")
-    check_ridge(ridge)
-    system = gram.clone()
-    system.diagonal().add_(p * ridge)
-    factor, info = torch.linalg.cholesky_ex(system)
-    if int(info) != 0:
-        raise ValueError(
-            f"gram + P*ridge with ridge={ridge:g} is not positive definite at leading minor {int(info)}; "
-            "raise ridge to "
-            f"at least {1e-14 * float(gram.diagonal().sum()) / p:.1e}"
-        )
-    dual = torch.cholesky_solve(targets, factor)
-    diagonal = torch.cholesky_inverse(factor).diagonal()
-    power = float(dual.square().sum())
-    # residuals are P lam dual; (R y)_mu / R_mumu is the left-out residual
-    loo = float((dual / diagonal[:, None]).square().sum()) / p
-    return KernelRidgeFit(dual, p * ridge**2 * power, p * power / float(diagonal.sum()) ** 2, loo)
+    solution = resolvent.times(targets)  # R y: residuals are lam R y, left-out residuals (R y)_mu / R_mumu
+    power = float(solution.square().sum()) / p
+    loo = float((solution / resolvent.blocks()[:, 0]).square().sum()) / p
+    return KernelRidgeFit(solution / p, resolvent.ridge**2 * power, power / resolvent.mean() ** 2, loo)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch.func import functional_call, vmap
 from ridgescope.train.data import hash_seed
 from ridgescope.train.errors import UserError
 
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""``(theta (E, p), each member's inputs (E, n, ...)) -> (E, n, C)``"""
+Forward = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""``(parameters (E, *shape) by name, each member's inputs (E, n, ...)) -> (E, n, C)``"""
 
 
 class NetworkFactory(Protocol):
@@ -84,11 +84,15 @@ class FlatNetwork:
 
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """h: parameters (E, p) and each member's own inputs (E, n, ...) to (E, n, C)."""
+        return self.apply(self.unflatten(theta), inputs)
+
+    def apply(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """The same of named parameters (E, *shape)."""
 
         def one(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(self.skeleton, parameters, (x,))
 
-        return vmap(one)(self.unflatten(theta), inputs)
+        return vmap(one)(parameters, inputs)
 
     def activation_bytes(self, theta: Tensor, x: Tensor) -> int:
         """What autograd keeps for the backward pass of one member, theta (1, p), for each input like x (1, ...).

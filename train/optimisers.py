@@ -66,7 +66,7 @@ class KernelLBFGS:
         return EnsembleLBFGS(training.theta, partial(_linearise, training), history=self.history, refresh=self.refresh)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * ((2 * self.history + 11) * num_parameters + 2 * num_residuals**2)
+        return itemsize * ((2 * self.history + 13) * num_parameters + 2 * num_residuals**2)
 
     def decay(self, share: float) -> float:
         return 1.0
@@ -99,7 +99,7 @@ class SGD:
         return torch.optim.SGD([training.theta], lr=rate, momentum=self.momentum, fused=True)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * 6 * num_parameters
+        return itemsize * 9 * num_parameters
 
     def decay(self, share: float) -> float:
         return _SCHEDULES[self.schedule](share)
@@ -118,7 +118,7 @@ class Adam:
         return torch.optim.Adam([training.theta], lr=rate, fused=True)
 
     def bytes_per_member(self, num_parameters: int, num_residuals: int, itemsize: int) -> int:
-        return itemsize * 7 * num_parameters
+        return itemsize * 10 * num_parameters
 
     def decay(self, share: float) -> float:
         return _SCHEDULES[self.schedule](share)

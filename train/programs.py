@@ -1,6 +1,6 @@
 """The programs of a cell: each is one ensemble, one Lightning fit, one pair of result files."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class Programs:
 
 
 def fast_forward(network: FlatNetwork, precision: str, compile: bool, dtype: torch.dtype) -> Forward | None:
-    """``network.outputs`` as asked for, or None for itself.
+    """``network.apply`` as asked for, or None for itself.
 
     ``tf32`` rounds the factors of matrix products on NVIDIA devices to 10 bits, ``bf16`` everything but sums to 8.
     """
@@ -99,15 +99,15 @@ def fast_forward(network: FlatNetwork, precision: str, compile: bool, dtype: tor
     if precision != "highest" and dtype != torch.float32:
         raise UserError(f"precision={precision} is a way to compute in float32; give dtype=float32 too")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    forward: Callable[[Tensor, Tensor], Tensor] = network.outputs
+    forward: Forward = network.apply
     if compile:
         forward = torch.compile(forward)
     if precision != "bf16":
         return forward if compile else None
 
-    def autocast(theta: Tensor, inputs: Tensor) -> Tensor:
-        with torch.autocast(theta.device.type, torch.bfloat16):
-            return forward(theta, inputs).to(dtype)
+    def autocast(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return forward(parameters, inputs).to(dtype)
 
     return autocast
 

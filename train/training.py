@@ -36,6 +36,7 @@ from ridgescope.train.optimisers import OptimiserFactory
 Status = Literal["converged", "stagnated", "stopped", "not converged", "diverged"]
 
 _WINDOW = 20  # evaluations of a line search in which a loss must still fall
+_JUDGED_EPOCHS = 10  # of minibatches between two judgements, each of which costs about an epoch's work
 
 # What a step changes, with theta; everything else follows from the config.
 _STATE = (
@@ -56,7 +57,7 @@ class EnsembleTraining(L.LightningModule):
     """Glue between an ensemble, its loss and an optimiser.
 
     ``initial`` (E, p) are the members' initial parameters; ``inputs`` (D, P, ...) and ``targets`` (D, P, C) the
-    training sets of all draws, from which each member takes its own. ``forward`` replaces ``network.outputs`` in the
+    training sets of all draws, from which each member takes its own. ``forward`` replaces ``network.apply`` in the
     steps: the same function at lower precision, or compiled.
     """
 
@@ -100,7 +101,7 @@ class EnsembleTraining(L.LightningModule):
         self.step, self.max_steps = 0, max_steps  # done, and allowed at most
         self.network, self.members, self.alpha = network, list(members), alpha
         self.batch_size, self.tolerance, self.optimiser = batch_size, tolerance, optimiser
-        self.stop, self.linearised, self._forward = stop, linearised, forward or network.outputs
+        self.stop, self.linearised, self._forward = stop, linearised, forward or network.apply
         self.num_samples = inputs.shape[1]
         self.penalised = any(member.ridge > 0 for member in members)
         self.theta = nn.Parameter(initial.clone())
@@ -134,9 +135,13 @@ class EnsembleTraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self._view: tuple[Tensor, Tensor] | None = None
+        # the same memory at every step: fresh memory costs as much as the arithmetic on it
+        self._rows, self._moved = torch.empty_like(self.initial), torch.empty_like(self.initial)
         everyone = torch.arange(len(self.members), device=self.device)
         with torch.no_grad():
-            self.offset = self._raw(self.initial, everyone, self._points(everyone)[0])  # h0: (E, P, C)
+            self.offset = self._raw(
+                self.network.unflatten(self.initial), everyone, self._points(everyone)[0]
+            )  # h0: (E, P, C)
 
     def training_step(self, positions: Tensor, batch_idx: int) -> None:
         optimiser = self.optimizers()
@@ -157,12 +162,19 @@ class EnsembleTraining(L.LightningModule):
             if kept is not None:
                 self.theta.data[rest] = kept
         self.step += 1
-        if self.batch_size is not None and self.step % (self.num_samples // self.batch_size) == 0:
-            # a minibatch gradient says nothing about the optimum: judge by the full one, once per epoch
-            self._evaluate(torch.arange(self.num_samples, device=self.device), count=False)
-            self._settle(None)
+        if self.batch_size is not None:
+            self._after_batch(self.num_samples // self.batch_size)
         if self.finished:
             self.trainer.should_stop = True
+
+    def _after_batch(self, per_epoch: int) -> None:
+        """A minibatch gradient says nothing about the optimum: judge by the full one, now and then and at the end."""
+        if self.step % (_JUDGED_EPOCHS * per_epoch) == 0 or self.step == self.max_steps:
+            self._evaluate(torch.arange(self.num_samples, device=self.device), count=False)
+            self._settle(None)
+        elif self.step % per_epoch == 0:
+            diverged = self.active & ~self.losses.isfinite()
+            self._retire(diverged, diverged)
 
     @property
     def finished(self) -> bool:
@@ -224,7 +236,7 @@ class EnsembleTraining(L.LightningModule):
 
     def _squared(self, index: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         ends = self.standing()[index], self.initial[index]
-        now, then = (self._raw(theta, index, inputs, self.network.outputs) for theta in ends)
+        now, then = (self._raw(self.network.unflatten(theta), index, inputs, self.network.apply) for theta in ends)
         return (self.alpha * (now - then) - targets).square().sum((1, 2)) / inputs.shape[1]
 
     def statuses(self) -> list[Status]:
@@ -265,12 +277,15 @@ class EnsembleTraining(L.LightningModule):
             top = vector.norm(dim=1)
         return 2 * (top + self.penalty)
 
-    def _raw(self, theta: Tensor, index: Tensor, inputs: Tensor, forward: Forward | None = None) -> Tensor:
-        """h (k, b, C) of members ``index`` (k,) at theta (k, p) on inputs (k, b, ...)."""
+    def _raw(
+        self, parameters: dict[str, Tensor], index: Tensor, inputs: Tensor, forward: Forward | None = None
+    ) -> Tensor:
+        """h (k, b, C) of members ``index`` (k,) at their parameters (k, *shape) on inputs (k, b, ...)."""
         if not self.linearised:
-            return (forward or self._forward)(theta, inputs)
-        start = self.initial[index]
-        value, change, *_ = jvp(lambda row: self.network.outputs(row, inputs), (start,), (theta - start,))
+            return (forward or self._forward)(parameters, inputs)
+        start = self.network.unflatten(self.initial[index])
+        moved = {name: value - start[name] for name, value in parameters.items()}
+        value, change, *_ = jvp(lambda at: self.network.apply(at, inputs), (start,), (moved,))
         return value + change
 
     def _points(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,18 +312,20 @@ class EnsembleTraining(L.LightningModule):
         busy = torch.arange(len(self.members), device=self.device) if everyone else self.active.nonzero()[:, 0]
         with torch.enable_grad():
             theta = self.theta.detach() if everyone else self.theta.detach()[busy]
-            theta.requires_grad_()
+            parameters = {name: value.requires_grad_() for name, value in self.network.unflatten(theta).items()}
             inputs, targets = self._batch(busy, positions)
             offset = self.offset if len(positions) == self.num_samples else self.offset[:, positions]
             offset = offset if everyone else offset[busy]
-            residual = self.alpha * (self._raw(theta, busy, inputs) - offset) - targets
+            residual = self.alpha * (self._raw(parameters, busy, inputs) - offset) - targets
             fits = residual.square().sum((1, 2)) / residual.shape[1]
-            (gradient,) = torch.autograd.grad(fits.sum(), theta)
+            gradients = torch.autograd.grad(fits.sum(), list(parameters.values()))
         with torch.no_grad():
+            gradient = torch.cat([part.flatten(1) for part in gradients], dim=1, out=self._rows[: len(busy)])
             losses, penalty = fits.detach(), self.penalty[busy]
             if self.penalised:
-                moved = theta.detach() - (self.initial if everyone else self.initial[busy])
-                losses = losses + penalty * moved.square().sum(1)
+                start = self.initial if everyone else self.initial[busy]
+                moved = torch.sub(theta, start, out=self._moved[: len(busy)])
+                losses = losses + penalty * torch.linalg.vector_norm(moved, dim=1).square()
                 gradient.addcmul_(moved, 2 * penalty[:, None])
             if everyone:
                 self.theta.grad, self.losses, self.fits = gradient, losses, fits.detach()
@@ -327,21 +344,25 @@ class EnsembleTraining(L.LightningModule):
         if isinstance(optimiser, EnsembleLBFGS):
             losses, gradient = optimiser.accepted()
         assert gradient is not None
-        squared = gradient.square().sum(1)
+        squared = torch.linalg.vector_norm(gradient, dim=1).square()
         self.first_gradient = torch.where(self.first_gradient.isnan(), squared, self.first_gradient)
         bound = squared / (4 * self.penalty * losses)
         relative = (squared / self.first_gradient).sqrt()
         gaps = torch.where(self.penalty > 0, bound, relative)
         self.gaps = torch.where(self.active, gaps, self.gaps)
-        self.diverged |= self.active & ~losses.isfinite()
+        diverged = self.active & ~losses.isfinite()
         close = self.gaps <= self.tolerance
         if isinstance(optimiser, EnsembleLBFGS) and (self.step + 1) % _WINDOW == 0:
             flat = self.window_loss - losses <= self.tolerance * losses
             self.stagnated |= self.active & flat & ~close
             self.window_loss = losses.clone()
         done = close | self.stagnated if self.stop == "optimum" else torch.zeros_like(close)
-        finished = self.active & (done | self.diverged)
+        finished = self.active & (done | diverged)
         if isinstance(optimiser, EnsembleLBFGS) and bool(finished.any()):
             optimiser.freeze(finished)
+        self._retire(finished, diverged)
+
+    def _retire(self, finished: Tensor, diverged: Tensor) -> None:
+        self.diverged |= diverged
         self.active &= ~finished
         self._count()

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ridgescope.analysis import figures
-from ridgescope.analysis.cells import cells, kappa_parts, setting_labels
+from ridgescope.analysis.cells import SETTING, cells, kappa_parts, setting_labels
 from ridgescope.analysis.drawing import figure_bytes
 from ridgescope.analysis.report.text import DASH, MARKS, RULE, interval, number, percent, rms_range
 from ridgescope.analysis.verdict import chains, evaluate
@@ -49,6 +49,7 @@ FIGURES: tuple[tuple[str, str, Callable[[pd.DataFrame], Figure], tuple[str, ...]
     ),
     ("kappa_parts", "What the effective ridge is made of", figures.kappa_parts_figure, ("inverse_width",)),
     ("risk_width", "Test risk against width", figures.risk_against_width, ("krr_test", "network_test")),
+    ("kappa_width", "Effective ridge of the kernel against width", figures.kappa_against_width, ("block_kappa1",)),
     (
         "risk_size",
         "Test risk against the number of training samples",
@@ -68,11 +69,15 @@ CELL_COLUMNS = (
     ("infinite width", "infinite_test", True),
     ("theory", "theory_test", False),
     ("theory, N_eff", "theory_width_test", False),
+    ("finite-width law", "block_test", True),
+    ("the same, any training set", "block_pool_test", False),
     ("training risk: network", "network_train", True),
     ("κ: network", "kappa_risk", True),
     ("kernel", "kappa_entk", True),
     ("infinite width", "kappa_infinite", True),
     ("theory", "theory_kappa", False),
+    ("theory, N_eff", "theory_width_kappa1", False),
+    ("finite-width law", "block_kappa1", True),
     ("1/N_eff", "inverse_width", True),
 )
 NETWORK_COLUMNS = (
@@ -175,7 +180,8 @@ def _figures(
         if rows[list(shown)].notna().any(axis=None):
             drawn.append((kind, title, draw(rows)))
     identity = of_model.iloc[0]
-    mine = (spectra["data"] == identity["data"]) & (spectra["model"] == identity["model"])
+    named = [column for column in SETTING if column in spectra]
+    mine = (spectra[named] == identity[named]).all(axis=1)
     if mine.any():
         drawn.append((*SPECTRUM, figures.spectrum_figure(spectra[mine], of_model)))
     return drawn

@@ -19,13 +19,15 @@ def planted_networks(
     noise: float = 0.002,
     theory_off: float = 0.0,
     width_excess: float = 0.0,
+    law_off: float = 0.0,
     lazy_off: float = 0.0,
 ) -> pd.DataFrame:
     """Every seed meets every draw. ``noise`` is the relative spread over seeds, over draws, and of single
     networks.
 
     theory_off: infinite_heldout / theory_test - 1; lazy_off: network_test / krr_test - 1;
-    width_excess: krr_test / infinite_test - 1 is width_excess * 16/width.
+    width_excess: krr_test / infinite_test - 1 is width_excess * 16/width; law_off: krr_test / block_test - 1 is
+    law_off * 16/width.
     """
     rng = np.random.default_rng(seed)
     by_seed, by_draw = rng.normal(size=num_seeds), rng.normal(size=num_draws)
@@ -82,6 +84,11 @@ def planted_networks(
                                 "theory_gcv_test": risk,
                                 "theory_width_test": risk * (1 + width_excess * 16 / width),
                                 "theory_width_kappa1": kappa_1,
+                                "block_test": infinite * (1 + width_excess * 16 / width) / (1 + law_off * 16 / width),
+                                "block_kappa1": kappa_1,
+                                "block_pool_test": risk * (1 + width_excess * 16 / width),
+                                "block_note": "",
+                                "block_pool_note": "",
                                 "kappa_infinite": kappa * np.exp(noise * by_draw[d]),
                                 "kappa_entk": shaken(kappa_1),
                                 "kappa_final": shaken(kappa),

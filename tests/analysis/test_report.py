@@ -29,8 +29,11 @@ NEEDS_INFINITE_WIDTH = (
     "theory_width_kappa1",
     "kappa_infinite",
     "inverse_width",
+    "block_test",
+    "block_kappa1",
+    "block_pool_test",
 )
-FIGURES = ("kappa", "kappa_parts", "links", "risk_size", "risk_width", "spectrum", "train_test")
+FIGURES = ("kappa", "kappa_parts", "kappa_width", "links", "risk_size", "risk_width", "spectrum", "train_test")
 
 
 class Page(HTMLParser):
@@ -71,7 +74,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(planted, spectra, tmp_path_factory):
     """One report with a broken link, a diverged network, and a run name that HTML and URLs must escape."""
-    networks = planted(0, widths=(16, 64), num_seeds=3, num_draws=3, width_excess=0.4)
+    networks = planted(0, widths=(16, 64), num_seeds=3, num_draws=3, law_off=0.4)
     networks.loc[3, ["converged", "status", "network_test"]] = [False, "diverged", np.nan]
     networks.loc[5, "run"] = 'odd "name" & <b>50%</b>'
     out = tmp_path_factory.mktemp("report")
@@ -190,7 +193,7 @@ def test_a_crash_while_writing_keeps_the_old_page(written, planted, spectra, mon
         pytest.param(
             {"widths": (8, 16), "sizes": (100,)},
             dict.fromkeys(NEEDS_INFINITE_WIDTH, np.nan),
-            ["kappa_parts"],
+            ["kappa_parts", "kappa_width"],
             id="no infinite-width kernel",
         ),
         pytest.param(
@@ -235,7 +238,7 @@ class TestTerminal:
         return buffer.read()
 
     def test_fits_eighty_columns_and_loses_no_verdict(self, planted):
-        networks = planted(6, width_excess=0.4)
+        networks = planted(6, law_off=0.4)
         text = self.printed(networks)
         assert max(map(len, text.splitlines())) <= 80
         verdicts = evaluate(networks)

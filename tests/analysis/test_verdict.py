@@ -130,7 +130,7 @@ class TestEvaluate:
         [
             ("theory_off", "theory", "theory → infinite width"),
             ("lazy_off", "lazy", "kernel → network"),
-            ("width_excess", "width", "infinite → finite width"),
+            ("law_off", "blocks", "infinite → finite width"),
         ],
     )
     def test_a_link_broken_by_ten_percent_fails_alone_and_is_named(self, planted, option, claim, link):
@@ -139,13 +139,30 @@ class TestEvaluate:
         narrow = verdict_of(verdicts, claim, "all" if claim == "theory" else "width 16")
         assert narrow["verdict"] == "fails"
         assert narrow["deviation"] == pytest.approx(0.10, abs=0.01)
-        others = {"theory", "width", "lazy"} - {claim}
+        others = {"theory", "blocks", "lazy"} - {claim}
         assert set(verdicts[verdicts["claim"].isin(others)]["verdict"]) == {"holds"}
         assert broken_links(verdicts)["mlp"].startswith(f"the chain breaks at {link}:")
 
     def test_says_at_which_widths_a_link_breaks(self, planted):
-        sentence = broken_links(evaluate(planted(2, width_excess=0.4)))["mlp"]
+        sentence = broken_links(evaluate(planted(2, law_off=0.4)))["mlp"]
         assert "infinite → finite width holds at width 256, fails at width 16, 64" in sentence
+
+    def test_an_effect_of_width_that_the_law_predicts_breaks_no_link(self, planted):
+        verdicts = evaluate(planted(2, width_excess=0.4))
+        assert verdict_of(verdicts, "width")["verdict"] == "fails"
+        assert verdict_of(verdicts, "blocks")["verdict"] == "holds"
+        assert "no link breaks" in broken_links(verdicts)["mlp"]
+
+    def test_without_a_law_the_link_is_the_comparison_with_infinite_width(self, planted):
+        reason = "the block law is derived for an MLP with one hidden layer, got CNN of depth 2"
+        lacking = dict.fromkeys(("block_test", "block_kappa1", "block_pool_test"), np.nan)
+        networks = planted(2, width_excess=0.4).assign(**lacking, block_note=reason)
+        verdicts = evaluate(networks)
+        blocks = verdict_of(verdicts, "blocks")
+        assert blocks["verdict"] == "undetermined"
+        assert blocks["note"] == f"not available: {reason}"
+        assert f"could not be had for any network ({reason})" in blocks["explanation"]
+        assert broken_links(verdicts)["mlp"].startswith("the chain breaks at infinite → finite width:")
 
     def test_noise_beyond_the_tolerance_is_undetermined(self, planted):
         verdicts = evaluate(planted(3, noise=0.2))
@@ -251,3 +268,18 @@ class TestKappaParts:
 
     def test_a_width_below_the_degrees_of_freedom_has_no_kappa(self, planted):
         assert kappa_parts(cells(planted(0).assign(inverse_width=1.0)))["kappa_2"].isna().all()
+
+
+def test_kernels_that_cannot_carry_the_ridge_are_left_out_with_their_reason(planted):
+    networks = planted().assign(undetermined="")
+    refused = networks["ridge"] == 1e-4
+    networks.loc[refused, "undetermined"] = "kernel at initialisation: the kernel cannot carry ridge=0.0001: so it is"
+    networks.loc[refused, ["krr_test", "kappa_entk"]] = np.nan
+    verdicts = evaluate(networks)
+    lazy = verdicts[(verdicts["claim"] == "lazy") & (verdicts["scope"] == "all")].iloc[0]
+    assert lazy["excluded"] == refused.sum()
+    assert lazy["verdict"] == "undetermined"
+    assert lazy["note"] == f"{refused.sum()} of {len(networks)} networks excluded: {networks['undetermined'].max()}"
+    networks[["krr_test", "undetermined"]] = np.nan, networks["undetermined"].max()
+    lazy = evaluate(networks).query("claim == 'lazy' and scope == 'all'").iloc[0]
+    assert "could not be had for any network (kernel at initialisation: the kernel cannot" in lazy["explanation"]

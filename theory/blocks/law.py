@@ -50,6 +50,10 @@ class BlockKernel:
             total = total.plus(family.limit())
         return total if self.fixed is None else total.plus(self.fixed)
 
+    def deterministic(self, ridges: Float64[Tensor, " p"]) -> Float64[Tensor, "p p"]:
+        """A: the ridge of each training point, P lam/w, and the deterministic kernel."""
+        return torch.diag(ridges) if self.fixed is None else torch.diag(ridges) + self.fixed.train
+
 
 @dataclass(frozen=True)
 class BlockPrediction:
@@ -109,12 +113,28 @@ def block_law(
     return problem.predict(eval_targets, start)
 
 
+def block_kappa(kernel: BlockKernel, *, width: Real, ridge: Real, start: Orders | None = None) -> tuple[float, Orders]:
+    """kappa_1 alone, and the fixed point's ``orders``: a third of the cost of `block_law`, with its arguments."""
+    width, ridge = _width(width), positive("ridge", as_float64("ridge", ridge))
+    require_distinct(kernel.limit().train)
+    size = kernel.sizes[0]
+    with torch.no_grad():
+        base = kernel.deterministic(size * ridge.expand(size))
+        found = solve(kernel.families, base, width, start)
+        return 1 / float(mean_inverse(kernel.families, base, found.orders).trace()), found.orders
+
+
+def _width(width: Real) -> Tensor:
+    width = as_float64("width", width)
+    if not bool(width >= 1):
+        raise ValueError(f"width={float(width):g} must be at least 1 (inf is allowed): a network has neurons")
+    return width
+
+
 class _Problem:
     def __init__(self, kernel: BlockKernel, targets: Tensor, width: Real, ridge: Real, weights: Tensor | None) -> None:
         self.kernel, self.families = kernel, kernel.families
-        self.width = as_float64("width", width)
-        if not bool(self.width >= 1):
-            raise ValueError(f"width={float(self.width):g} must be at least 1 (inf is allowed): a network has neurons")
+        self.width = _width(width)
         self.ridge = positive("ridge", as_float64("ridge", ridge))
         self.size = kernel.sizes[0]
         self.targets = as_float64("targets", targets)
@@ -131,8 +151,7 @@ class _Problem:
         require_distinct(self.limit.train)
 
     def base(self) -> Tensor:
-        diagonal = torch.diag(self.size * self.ridge / self.weights)
-        return diagonal if self.kernel.fixed is None else diagonal + self.kernel.fixed.train
+        return self.kernel.deterministic(self.size * self.ridge / self.weights)
 
     def predict(self, eval_targets: Tensor | None, start: Orders | None) -> BlockPrediction:
         families, base = self.families, self.base()

@@ -1,0 +1,115 @@
+"""The finite-width law beside every cell: risk and kappa of its networks' kernels, predicted without drawing one.
+
+Two predictions: at the training set of each draw, and for the average over training sets, from pool points alone. Both
+are averages over initialisations. An architecture that has no law gets missing values and the reason.
+
+    block_test, block_bias, block_variance, block_train, block_kappa1     at the draw's training set, test points
+    block_pool_test, block_pool_kappa1                                    averaged over training sets of P points
+    block_note, block_pool_note                                           why the numbers are missing, else ''
+"""
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+from torch import nn
+
+from ridgescope.analysis.finite_width import block_kernel
+from ridgescope.analysis.measure import Row
+from ridgescope.analysis.runs import Cell
+from ridgescope.theory import PoolEstimator, pool_estimator
+from ridgescope.theory.blocks import BlockKernel, block_law, block_pool_law
+from ridgescope.theory.blocks.fixed_point import Orders
+from ridgescope.train.data import PreparedData
+
+LAW_COLUMNS = (
+    "block_test", "block_bias", "block_variance", "block_train", "block_kappa1", "block_pool_test", "block_pool_kappa1",
+)  # fmt: skip
+NOTES = ("block_note", "block_pool_note")
+
+LAWS = 1  # version of a file of laws; another one is computed again
+
+# The law at M points costs M^3: the effect of the width is taken from this many, the risk at infinite width from all.
+POOL_POINTS = 400
+
+
+@dataclass
+class BlockLaws:
+    """The laws of the cells of one architecture, in any order; each starts from its neighbour in width or ridge."""
+
+    starts: dict[tuple[object, ...], Orders] = field(default_factory=dict)
+
+    def of_cell(self, cell: Cell, data: PreparedData, estimator: PoolEstimator | None) -> pd.DataFrame:
+        """A row per ridge and draw. Cost: the block law at P points each, and per ridge the pool law at `POOL_POINTS`.
+
+        ``estimator``: the pool's, of the infinite-width kernel; without it there is no average over training sets.
+        """
+        network, width = cell.network(data), int(cell.config["model"].get("width", 0))
+        rows = []
+        ridges = [float(ridge) for ridge in cell.config["ridges"]]
+        sizes = cell.train_size, width
+        averages = {ridge: self._average(network, data, *sizes, ridge, estimator) for ridge in ridges}
+        for draw, index in enumerate(data.splits.train):
+            try:
+                kernel: BlockKernel | None = block_kernel(network, data.pool_inputs[index], data.test_inputs)
+                reason = ""
+            except ValueError as error:
+                kernel, reason = None, str(error)
+            for ridge in ridges:
+                row: Row = {"run": cell.name, "ridge": ridge, "draw": draw, "block_note": reason} | averages[ridge]
+                if kernel is not None:
+                    row |= self._at_training_set(kernel, data, draw, width, ridge)
+                rows.append(row)
+        return pd.DataFrame(rows).reindex(columns=["run", "ridge", "draw", *LAW_COLUMNS, *NOTES])
+
+    def _at_training_set(self, kernel: BlockKernel, data: PreparedData, draw: int, width: int, ridge: float) -> Row:
+        index = data.splits.train[draw]
+        start = self._start(len(index), draw, ridge)
+        try:
+            targets = data.pool_targets[index], data.test_targets
+            law = block_law(kernel, *targets, width=width, ridge=ridge, start=start)
+        except (ValueError, RuntimeError) as error:
+            return {"block_note": str(error)}
+        self._keep(law.orders, len(index), draw, ridge)
+        return {
+            "block_test": float(law.test),
+            "block_bias": float(law.test_bias),
+            "block_variance": float(law.test_variance),
+            "block_train": float(law.train),
+            "block_kappa1": float(law.kappa1),
+        }
+
+    def _average(
+        self,
+        network: nn.Module,
+        data: PreparedData,
+        size: int,
+        width: int,
+        ridge: float,
+        estimator: PoolEstimator | None,
+    ) -> Row:
+        """Infinite width from the whole pool, times the factor by which the width changes it on its first points."""
+        if estimator is None:
+            return {"block_pool_note": "no infinite-width kernel for this architecture"}
+        chosen = slice(max(size, POOL_POINTS))
+        targets = data.pool_targets[chosen]
+        try:
+            kernel = block_kernel(network, data.pool_inputs[chosen])
+            start = self._start(size, "pool", ridge)
+            law = block_pool_law(kernel, targets, num_samples=size, ridge=ridge, width=width, start=start)
+            limit = pool_estimator(kernel.limit().train, targets).predict(size, ridge)
+            whole = estimator.predict(size, ridge)
+        except (ValueError, RuntimeError) as error:
+            return {"block_pool_note": str(error)}
+        self._keep(law.at_pool.orders, size, "pool", ridge)
+        return {
+            "block_pool_test": whole.test * law.test / limit.test,
+            "block_pool_kappa1": whole.kappa1 * law.kappa1 / limit.kappa1,
+            "block_pool_note": "",
+        }
+
+    def _start(self, size: int, points: object, ridge: float) -> Orders | None:
+        """The same points at this ridge and the width before, else at this width and the ridge before."""
+        return self.starts.get((size, points, ridge), self.starts.get((size, points)))
+
+    def _keep(self, orders: Orders, size: int, points: object, ridge: float) -> None:
+        self.starts[size, points, ridge] = self.starts[size, points] = orders

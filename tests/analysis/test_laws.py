@@ -1,0 +1,77 @@
+"""The finite-width law beside a cell's networks: what it gives, and that it never speaks for another architecture."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ridgescope.analysis.finite_width import finite_width_law
+from ridgescope.analysis.laws import LAW_COLUMNS, BlockLaws
+from ridgescope.analysis.runs import Cell
+from ridgescope.models import infinite_ntk
+from ridgescope.theory import pool_estimator
+from ridgescope.train.data import prepare_data
+
+P, RIDGES = 30, [1e-1, 1e-2]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return prepare_data("digits", train_size=P, pool_size=300, test_size=100, num_draws=8, target="parity")
+
+
+def cell(width, model="MLP", depth=1):
+    target = {"_target_": f"ridgescope.models.{model}", "width": width, "depth": depth, "activation": "relu"}
+    config = {"model": target, "data": {"train_size": P}, "ridges": RIDGES}
+    return Cell(Path(f"{model}-{width}"), config, [], {}, {})
+
+
+@pytest.fixture(scope="module")
+def estimator(data):
+    return pool_estimator(infinite_ntk(cell(8).network(data), data.pool_inputs).ntk, data.pool_targets)
+
+
+def test_each_draw_gets_the_law_at_its_training_set(data, estimator):
+    laws = BlockLaws()
+    for width in (8, 32):  # the second starts from the first
+        table = laws.of_cell(cell(width), data, estimator).set_index(["draw", "ridge"])
+        assert len(table) == 8 * len(RIDGES)
+        assert (table[["block_note", "block_pool_note"]] == "").all(axis=None)
+        for draw, ridge in ((0, 1e-1), (5, 1e-2)):
+            index = data.splits.train[draw]
+            sets = data.pool_inputs[index], data.pool_targets[index], data.test_inputs, data.test_targets
+            law = finite_width_law(cell(width).network(data), *sets, ridge=ridge)
+            row = table.loc[draw, ridge]
+            assert row["block_test"] == pytest.approx(float(law.test), rel=1e-8)
+            assert row["block_bias"] + row["block_variance"] == pytest.approx(row["block_test"], rel=1e-12)
+            assert row["block_kappa1"] == pytest.approx(float(law.kappa1), rel=1e-8)
+    # one number for all draws, near the mean of the draws' own: 8 training sets of 30 points
+    average = table["block_pool_test"].groupby("ridge").agg(["min", "max"])
+    assert (average["min"] == average["max"]).all()
+    own = table["block_test"].groupby("ridge").agg(["mean", "sem"])
+    assert ((own["mean"] - average["min"]).abs() < 4 * own["sem"] + 0.03 * own["mean"]).all()
+
+
+def test_without_a_law_numbers_are_missing_and_the_reason_is_given(data, estimator):
+    table = BlockLaws().of_cell(cell(8, "CNN"), data, estimator)
+    assert table[list(LAW_COLUMNS)].isna().all(axis=None)
+    for note in ("block_note", "block_pool_note"):
+        assert set(table[note]) == {"the block law is derived for an MLP with one hidden layer, got CNN of depth 1"}
+
+
+def test_repeated_points_are_named(data, estimator):
+    index = data.splits.train[2]
+    inputs = data.pool_inputs.clone()
+    inputs[index[7]] = inputs[index[3]]
+    table = BlockLaws().of_cell(cell(8), replace(data, pool_inputs=inputs), estimator).set_index(["draw", "ridge"])
+    assert "training points 3 and 7 are equal" in table.loc[(2, 1e-1), "block_note"]
+    assert table.loc[2, list(LAW_COLUMNS)].isna().all(axis=None)
+    assert "are equal" in table.loc[(0, 1e-1), "block_pool_note"]
+
+
+def test_a_ridgeless_cell_has_no_law(data, estimator):
+    ridgeless = cell(8)
+    ridgeless.config["ridges"] = [0.0]
+    table = BlockLaws().of_cell(ridgeless, data, estimator)
+    assert table["block_test"].isna().all()
+    assert table["block_note"].str.contains("ridge").all()
