@@ -13,6 +13,8 @@ COMMANDS = {
     "coordinates": "check that one learning rate serves the whole width ladder, lazy to rich",
     "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
     "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
+    "sync": "upload the wandb runs that were written offline",
+    "dashboard": "save the wandb workspace of an experiment",
 }
 
 USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
@@ -68,6 +70,10 @@ def _run(command: str) -> int:
             from ridgescope.cluster.main import submit as run
         elif command == "status":
             from ridgescope.cluster.main import status as run
+        elif command == "sync":
+            from ridgescope.cluster.main import sync as run
+        elif command == "dashboard":
+            from ridgescope.cluster.main import dashboard as run
         else:
             from ridgescope.analysis.main import validate as run
         run()
