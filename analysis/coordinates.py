@@ -12,7 +12,7 @@ Source: the coordinate check of Yang et al. 2022, arXiv:2203.03466, appendix D.1
 Bach 2019, arXiv:1812.07956. Slopes are those of log values over log N, by least squares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import nn
 
 from ridgescope.analysis.drawing import LINE_STYLES, log_ticks, new_figure, paper_style, points
 from ridgescope.models.network import Network
@@ -47,7 +48,7 @@ class Setting:
 
 
 def coordinates(
-    factory: NetworkFactory,
+    factory: Callable[..., nn.Module],
     data: PreparedData,
     setting: Setting,
     *,

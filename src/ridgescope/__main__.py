@@ -1,4 +1,4 @@
-"""``ridgescope COMMAND [OVERRIDES]``: train, analyse, validate."""
+"""``ridgescope COMMAND [OVERRIDES]``: train, analyse, validate and the others."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train one cell, or with -m a Hydra multirun of cells",
     "analyse": "measure and project the cells of an experiment, without retraining",
     "coordinates": "check that one learning rate serves the whole width ladder, lazy to rich",
+    "kernels": "list a store of kernels, check and clean it",
     "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
     "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
     "sync": "upload the wandb runs that were written offline",
@@ -66,6 +67,8 @@ def _run(command: str) -> int:
             from ridgescope.analysis.main import analyse as run
         elif command == "coordinates":
             from ridgescope.analysis.coordinate_check import coordinate_check as run
+        elif command == "kernels":
+            from ridgescope.analysis.kernels import kernels as run
         elif command == "submit":
             from ridgescope.cluster.main import submit as run
         elif command == "status":
