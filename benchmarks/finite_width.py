@@ -81,7 +81,8 @@ class Problem:
         self.x, self.y = inputs(name, size, tests)
         network = MLP((self.x.shape[1],), 1, width=1, depth=1, activation=activation, generator=torch.Generator())
         self.kernel = block_kernel(network, self.x[:size], self.x[size:])
-        self.limit = [self.law(math.inf, ridge) for ridge in RIDGES]
+        limit = self.kernel.limit()
+        self.limit = regress(limit.train, limit.cross, self.y)
 
     def law(self, width: float, ridge: float, start: Orders | None = None) -> BlockPrediction:
         targets = self.y[: self.size], self.y[self.size :]
@@ -111,8 +112,7 @@ class Problem:
             for k, (quantity, predicted) in enumerate(measured):
                 row |= {quantity: float(mean[i, k]), f"{quantity}_se": float(error[i, k])}
                 row[f"law_{quantity}"] = float(predicted)
-            limit = self.limit[i]
-            row |= {"infinite_test": float(limit.test), "infinite_kappa": float(limit.kappa1)}
+            row |= {"infinite_kappa": self.limit[i][0], "infinite_test": self.limit[i][1]}
             row |= {"seconds": seconds, "iterations": law.iterations}
             rows.append(row)
         return rows

@@ -10,6 +10,8 @@ from ridgescope.models.kernels import (
     infinite_ntk,
     layer_kernels,
     linearised_predict,
+    module_ntks,
+    ntk_diagonal,
 )
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
 from ridgescope.models.mlp import MLP
@@ -29,4 +31,6 @@ __all__ = [
     "infinite_ntk",
     "layer_kernels",
     "linearised_predict",
+    "module_ntks",
+    "ntk_diagonal",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from ridgescope.sizes import parse_size
 from ridgescope.train.errors import UserError
 
 
@@ -182,12 +183,7 @@ def cell_name(config: dict[str, Any]) -> str:
 
 def parse_memory(text: str) -> int:
     """``"3GB"`` -> 3_000_000_000."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    unit = text.strip().upper()[-2:]
     try:
-        size = int(float(text.strip()[:-2]) * units[unit])
-    except (KeyError, ValueError):
-        raise UserError(f"memory={text!r} is not a size; write it like 3GB or 500MB") from None
-    if size <= 0:
-        raise UserError(f"memory={text!r} must be positive")
-    return size
+        return parse_size(text)
+    except ValueError as error:
+        raise UserError(str(error)) from None

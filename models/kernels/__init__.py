@@ -1,7 +1,7 @@
 """Kernels that belong to a network: tangent, conjugate, infinite width, and predictions with them."""
 
 from ridgescope.models.kernels.conjugate import conjugate_kernel
-from ridgescope.models.kernels.empirical import empirical_ntk
+from ridgescope.models.kernels.empirical import empirical_ntk, module_ntks, ntk_diagonal
 from ridgescope.models.kernels.infinite import InfiniteKernels, infinite_ntk
 from ridgescope.models.kernels.layerwise import LayerKernels, layer_kernels
 from ridgescope.models.kernels.linearise import linearised_predict
@@ -16,4 +16,6 @@ __all__ = [
     "infinite_ntk",
     "layer_kernels",
     "linearised_predict",
+    "module_ntks",
+    "ntk_diagonal",
 ]

@@ -1,7 +1,7 @@
 """What every kernel asks of a network: whole parameters, matching inputs, no coupling within a batch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +90,30 @@ def checked_outputs(model: nn.Module, params: Parameters, x: Tensor) -> int:
             "call model.eval(), or remove what couples the samples"
         )
     return batch.shape[1]
+
+
+def chosen_outputs(outputs: Sequence[int] | None, num_outputs: int) -> list[int]:
+    """The indices asked for; ``ValueError`` for one that does not exist, or none, or one twice."""
+    rows = list(range(num_outputs) if outputs is None else outputs)
+    if not rows or len(set(rows)) < len(rows) or not set(rows) <= set(range(num_outputs)):
+        raise ValueError(f"outputs={rows} must be different numbers from 0 to {num_outputs - 1}")
+    return rows
+
+
+def chosen_parameters(names: Sequence[str] | None, params: Parameters) -> list[str]:
+    """The parameters that bear one of the names or belong to a module of that name."""
+    if names is None:
+        return list(params)
+    if isinstance(names, str):
+        raise ValueError(f"parameters={names!r} must be a list of names; write [{names!r}]")
+    for name in names:
+        if not any(_belongs(own, name) for own in params):
+            raise ValueError(f"parameters: no parameter or module is called {name!r}; there are {', '.join(params)}")
+    chosen = [own for own in params if any(_belongs(own, name) for name in names)]
+    if not chosen:
+        raise ValueError("parameters=[] chooses nothing; name at least one parameter or module")
+    return chosen
+
+
+def _belongs(own: str, name: str) -> bool:
+    return own == name or own.startswith(f"{name}.")

@@ -17,54 +17,65 @@ CHUNK = 32e6  # bytes of explicit gradients formed at a time
 COLUMNS = 2**16  # numbers in one array h of `_add_by_columns`: 0.5 MB in float64
 
 
-def accumulate(kernel: Tensor, left: list[Factor], right: list[Factor], *, symmetric: bool, memory: float) -> None:
-    """Add every layer's share to ``kernel`` (c, n, c, m); ``memory`` bounds temporary arrays, in bytes."""
-    for one, other in zip(left, right, strict=True):
-        if isinstance(one, Diagonal) and isinstance(other, Diagonal):
-            shared = one.repeats * (one.inputs @ other.inputs.T)
+def add_factor(kernel: Tensor, left: Factor, right: Factor, *, symmetric: bool, memory: int | float) -> None:
+    """Add one layer's share to ``kernel`` (c, n, c, m); ``memory`` bounds explicit gradients, in bytes.
+
+    Of a batch against itself (``symmetric``) only the half that `mirror` completes is computed.
+    """
+    if isinstance(left, Diagonal) and isinstance(right, Diagonal):
+        for p, q in _squares(kernel, symmetric):
+            shared = left.inputs[p] @ right.inputs[q].T
             for c in range(len(kernel)):
-                kernel[c, :, c, :] += shared
-        elif isinstance(one, Gated) and isinstance(other, Gated):
-            gate = one.inputs @ other.inputs.T
-            _add_products(kernel, one.cotangents, other.cotangents, gate, symmetric)
-        elif isinstance(one, Explicit) and isinstance(other, Explicit):
-            _add_products(kernel, one.gradients, other.gradients, None, symmetric)
-        elif isinstance(one, Spatial) and isinstance(other, Spatial):
-            _add_spatial(kernel, one, other, symmetric, memory)
+                kernel[c, p, c, q].add_(shared, alpha=left.repeats)
+    elif isinstance(left, Gated) and isinstance(right, Gated):
+        _add_products(kernel, left.cotangents, right.cotangents, (left.inputs, right.inputs), symmetric)
+    elif isinstance(left, Explicit) and isinstance(right, Explicit):
+        _add_products(kernel, left.gradients, right.gradients, None, symmetric)
+    elif isinstance(left, Spatial) and isinstance(right, Spatial):
+        _add_spatial(kernel, left, right, symmetric, memory)
 
 
 def mirror(kernel: Tensor) -> None:
-    """Complete the half that `accumulate` computed for a batch against itself."""
-    for p, q, c, e in _tiles(kernel, symmetric=True):
-        block = kernel[c, p, e, q]
-        if (p, c) == (q, e):
-            block.copy_(block.triu() + block.triu(1).T)
-        else:
-            kernel[e, q, c, p] = block.T
+    """Complete the half that `add_factor` computed for a batch against itself."""
+    for p, q in _squares(kernel, symmetric=True):
+        for c, e in _pairs(kernel, p == q):
+            block = kernel[c, p, e, q]
+            if (p, c) == (q, e):
+                block.copy_(block.triu() + block.triu(1).T)
+            else:
+                kernel[e, q, c, p] = block.T
 
 
-def _tiles(kernel: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice, int, int]]:
+def _squares(kernel: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     outputs, rows, _, columns = kernel.shape
-    # about eight tiles a side, counting outputs, or the symmetric half would not be much less than the whole
+    # about eight a side, counting outputs, or the symmetric half would not be much less than the whole
     side = min(TILE, max(64, rows * outputs // 8))
     for p in range(0, rows, side):
         for q in range(p if symmetric else 0, columns, side):
-            for c in range(outputs):
-                for e in range(c if symmetric and p == q else 0, outputs):
-                    yield slice(p, p + side), slice(q, q + side), c, e
+            yield slice(p, p + side), slice(q, q + side)
 
 
-def _add_products(kernel: Tensor, left: Tensor, right: Tensor, gate: Tensor | None, symmetric: bool) -> None:
-    """``K[c,p;e,q] += gate[p,q] (left[c,p] . right[e,q])``."""
-    for p, q, c, e in _tiles(kernel, symmetric):
-        block = kernel[c, p, e, q]
-        if gate is None:
-            block.addmm_(left[c, p], right[e, q].T)
-        else:
-            block.addcmul_(left[c, p] @ right[e, q].T, gate[p, q])
+def _pairs(kernel: Tensor, half: bool) -> Iterator[tuple[int, int]]:
+    for c in range(len(kernel)):
+        for e in range(c if half else 0, len(kernel)):
+            yield c, e
 
 
-def _add_spatial(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: float) -> None:
+def _add_products(
+    kernel: Tensor, left: Tensor, right: Tensor, gates: tuple[Tensor, Tensor] | None, symmetric: bool
+) -> None:
+    """``K[c,p;e,q] += (a[p] . a[q]) (left[c,p] . right[e,q])`` with ``gates`` the two a, or without the gate."""
+    for p, q in _squares(kernel, symmetric):
+        gate = None if gates is None else gates[0][p] @ gates[1][q].T
+        for c, e in _pairs(kernel, symmetric and p == q):
+            block = kernel[c, p, e, q]
+            if gate is None:
+                block.addmm_(left[c, p], right[e, q].T)
+            else:
+                block.addcmul_(left[c, p] @ right[e, q].T, gate)
+
+
+def _add_spatial(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: int | float) -> None:
     outputs, _, positions, fan_out = left.cotangents.shape
     if outputs == 1:
         spatial = prefers_spatial(positions, left.inputs.shape[2], fan_out, 1, trace=True)
@@ -78,12 +89,13 @@ def _add_spatial(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool,
         _add_by_columns(kernel, left, right, symmetric)
 
 
-def _add_by_gradients(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: float) -> None:
+def _add_by_gradients(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: int | float) -> None:
     """Form the gradients of a few output channels at a time; the whole Jacobian is never held."""
-    fan_out, fan_in = left.cotangents.shape[3], left.inputs.shape[2]
+    positions, fan_out = left.cotangents.shape[2:]
+    fan_in = left.inputs.shape[2]
     rows = sum(factor.cotangents[..., 0, 0].numel() for factor in {id(left): left, id(right): right}.values())
     # a few large products a chunk are enough, and small chunks reuse their pages
-    channels = max(1, int(min(memory, CHUNK) / (rows * fan_in * left.inputs.element_size())))
+    channels = max(1, int(min(memory, CHUNK) / (rows * (fan_in + positions) * left.inputs.element_size())))
     for start in range(0, fan_out, channels):
         some = slice(start, start + channels)
         mine = _gradients(left, some)
@@ -95,6 +107,21 @@ def _gradients(factor: Spatial, channels: slice) -> Tensor:
     outputs, inputs = factor.cotangents.shape[:2]
     d = factor.cotangents[..., channels].permute(1, 0, 3, 2).flatten(1, 2)
     return torch.bmm(d, factor.inputs).view(inputs, outputs, -1).transpose(0, 1)
+
+
+def diagonal_of(factor: Factor, num_outputs: int, memory: int | float) -> Tensor:
+    """A layer's share of the full kernel's diagonal, (c, n)."""
+    if isinstance(factor, Diagonal):
+        return factor.inputs.square().sum(1).expand(num_outputs, -1)
+    if isinstance(factor, Gated):
+        return factor.cotangents.square().sum(2) * factor.inputs.square().sum(1)
+    if isinstance(factor, Explicit):
+        return factor.gradients.square().sum(2)
+    outputs, inputs, positions, fan_out = factor.cotangents.shape
+    numbers = outputs * inputs * (factor.inputs.shape[2] + positions)
+    channels = max(1, int(min(memory, CHUNK) / (numbers * factor.inputs.element_size())))
+    parts = [_gradients(factor, slice(o, o + channels)).square().sum(2) for o in range(0, fan_out, channels)]
+    return torch.stack(parts).sum(0)
 
 
 def _add_by_pairs(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool) -> None:

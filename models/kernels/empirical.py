@@ -9,12 +9,30 @@ Letters: n, m inputs; C outputs; rows are output-major: entry ``(c n + i, e m + 
 of inputs i, j.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ridgescope.models.kernels.checks import Parameters, checked_outputs, checked_parameters
-from ridgescope.models.kernels.contract import accumulate, mirror
+from ridgescope.models.kernels.announce import Announcer
+from ridgescope.models.kernels.checks import (
+    Parameters,
+    checked_outputs,
+    checked_parameters,
+    chosen_outputs,
+    chosen_parameters,
+)
+from ridgescope.models.kernels.contract import diagonal_of
 from ridgescope.models.kernels.factors import Plan, layer_factors, make_plan
+from ridgescope.models.kernels.layout import deal, make_layout
+from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.precision import full_precision
+from ridgescope.models.kernels.stored import stored_kernel
+from ridgescope.models.kernels.team import Team
+from ridgescope.models.kernels.tiles import compute_tiles
 from ridgescope.models.network import require_choice
 
 
@@ -25,25 +43,41 @@ def empirical_ntk(
     x2: Shaped[Tensor, " m *shape"] | None = None,
     *,
     form: str = "full",
-    memory_bytes: int | float = 1.5e9,
+    outputs: Sequence[int] | None = None,
+    parameters: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    memory: str | int | float | None = None,
+    path: str | Path | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Float[Tensor, "rows columns"]:
-    """``J(x1) J(x2)^T`` over all parameters, in their dtype: ``(n C, m C)``, or the trace form ``(n, m)``.
+    """``J(x1) J(x2)^T``: ``(n C, m C)``, or the trace form ``(n, m)``.
 
     ``form="full"`` has rows ``c n + i``; ``form="trace"`` is ``(1/C) sum_c K_cc``. Nothing is divided out:
     use ``model.kernel_scale`` to compare widths. ``x2=None`` means x1, computes half and is exactly
     symmetric. ``params`` (name -> tensor) replaces the model's own, so that one model serves many sets of
     weights.
 
+    ``outputs``: the C outputs that count, in this order (all). ``parameters``: names of parameters or modules
+    that count (all). ``dtype=torch.float64`` sums a single-precision network's gradients in double precision;
+    by default the kernel has the dtype of the parameters. TF32 and autocast are off throughout.
+
+    ``memory``: what may be held at once, as "4GB" or in bytes, the kernel included; by default half of what is
+    free, or 1.5 GB beside the kernel if that is less. ``path``: a folder that the kernel is written to, tile by
+    tile; it is returned mapped from disk and need not fit ``memory``. A call that was killed goes on
+    with the tiles that it finished, and ends with the same bits; damaged tiles are computed again.
+    ``group``: processes that compute the kernel together, each with the same arguments; all return the whole.
+
     Source: Novak, Sohl-Dickstein and Schoenholz 2022, arXiv:2206.08720 (structured derivatives).
 
     Cost: C backward passes per input, then per pair of inputs C^2 o products for a dense layer of o neurons
     (k for the readout of k features), for a convolution with s pixels and fan-in k the least of C^2 o k and
-    s^2 k + s^2 C o + C^2 s o; half of that for x2=None. The trace form has C in place of C^2.
-    Memory: the result, ``n C m C`` numbers, and ``memory_bytes`` for all else; where the layers' factors of
-    all inputs do not fit, inputs are taken in blocks and pass through the network more than once.
+    s^2 k + s^2 C o + C^2 s o; half of that for x2=None. The trace form has C in place of C^2. Where the
+    layers' factors of all inputs do not fit the memory, inputs pass through the network more than once. More
+    than 10 seconds are announced on stderr.
 
     Raises ``ValueError`` for NaN weights, mixed dtypes or devices, dropout or BatchNorm in training mode,
-    outputs that are not ``(n, C)``, and a ``memory_bytes`` too small for a single input.
+    outputs that are not ``(n, C)``, a kernel that fits neither ``memory`` nor the disk, and a ``path`` that
+    holds another kernel.
 
     >>> import torch
     >>> net = nn.Linear(3, 2, bias=False).double()
@@ -52,47 +86,110 @@ def empirical_ntk(
             [0., 3.]], dtype=torch.float64)
     """
     require_choice("form", form, ("full", "trace"))
-    params = checked_parameters(model, params, x1, *(() if x2 is None else (x2,)))
-    num_outputs = checked_outputs(model, params, x1)
-    plan = make_plan(model, params, x1, num_outputs, trace=form == "trace")
-    rows, columns = len(x1), len(x1) if x2 is None else len(x2)
-    block, other_block, chunk = _blocks(plan, rows, columns, x1, memory_bytes)
-    outputs = num_outputs if form == "full" else 1
-    kernel = next(iter(params.values())).new_zeros(outputs, len(x1), outputs, columns)
-    for start in range(0, rows, block):
-        p = slice(start, min(start + block, rows))
-        left = layer_factors(plan, x1[p], chunk)
-        if x2 is None:
-            accumulate(kernel[:, p, :, p], left, left, symmetric=True, memory=memory_bytes / 10)
-            mirror(kernel[:, p, :, p])
-        for other in range(p.stop if x2 is None else 0, columns, other_block):
-            q = slice(other, other + other_block)
-            right = layer_factors(plan, (x1 if x2 is None else x2)[q], chunk)
-            accumulate(kernel[:, p, :, q], left, right, symmetric=False, memory=memory_bytes / 10)
-            if x2 is None:
-                kernel[:, q, :, p] = kernel[:, p, :, q].permute(2, 3, 0, 1)
-    if form == "trace":
-        kernel /= num_outputs
-    return kernel.reshape(outputs * len(x1), outputs * columns)
+    with full_precision(x1.device):
+        team = Team(group)
+        with team.together():
+            plan = _plan(model, params, x1, x2, form, outputs, parameters, dtype)
+        if path is not None:
+            return stored_kernel(plan, x1, x2, Path(path), memory, team)
+        return _in_memory(plan, x1, x2, memory, team, by_module=False)[0]
 
 
-def _blocks(plan: Plan, rows: int, columns: int, x: Tensor, memory_bytes: int | float) -> tuple[int, int, int]:
-    """Inputs whose factors are held at once, on either side, and inputs per pass.
+def module_ntks(
+    model: nn.Module,
+    params: Parameters | None,
+    x1: Shaped[Tensor, " n *shape"],
+    x2: Shaped[Tensor, " m *shape"] | None = None,
+    *,
+    form: str = "full",
+    outputs: Sequence[int] | None = None,
+    parameters: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    memory: str | int | float | None = None,
+) -> dict[str, Float[Tensor, "rows columns"]]:
+    """The share of each module's own parameters in `empirical_ntk`, which is their sum; in one pass.
 
-    The left side gets half the memory, since the right one passes through the network for each of its blocks;
-    the right side gets an eighth, a pass a quarter.
+    Memory: one kernel for each module that has parameters, within ``memory``.
     """
-    size = x.element_size() if x.is_floating_point() else next(iter(plan.params.values())).element_size()
-    held, working = size * plan.numbers_per_input, size * plan.working_numbers_per_input
-    block, other = int(memory_bytes / 2 / held), int(memory_bytes / 8 / held)
-    chunk = int(memory_bytes / 4 / working)
-    if min(other, chunk) < 1:
-        raise ValueError(
-            f"memory_bytes={memory_bytes:g} cannot hold one input of this network; "
-            f"pass at least {max(8 * held, 4 * working):.2g}"
+    require_choice("form", form, ("full", "trace"))
+    with full_precision(x1.device):
+        plan = _plan(model, params, x1, x2, form, outputs, parameters, dtype)
+        kernels = _in_memory(plan, x1, x2, memory, Team(None), by_module=True)
+        return dict(zip(plan.names, kernels, strict=True))
+
+
+def ntk_diagonal(
+    model: nn.Module,
+    params: Parameters | None,
+    x: Shaped[Tensor, " n *shape"],
+    *,
+    outputs: Sequence[int] | None = None,
+    parameters: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    memory: str | int | float | None = None,
+) -> Float[Tensor, " rows"]:
+    """The diagonal of `empirical_ntk`, ``|d f_c / d theta|^2`` at row ``c n + i``, without the rest of it.
+
+    Its mean over outputs, ``diagonal.view(C, n).mean(0)``, is that of the trace form. Cost: C backward passes per
+    input, and for each the gradients of its convolutions.
+    """
+    with full_precision(x.device):
+        plan = _plan(model, params, x, None, "full", outputs, parameters, dtype)
+        size = plan.num_outputs * len(x) * plan.dtype.itemsize
+        layout = make_layout(
+            plan, len(x), 1, symmetric=False, budget=budget(memory, size, x.device), result=size, stored=False
         )
-    fast = max(8, int(PASS_BYTES / (size * plan.largest_numbers_per_input)))
-    return min(block, rows), min(other, columns), min(chunk, fast, 256)
+        diagonal = torch.zeros(plan.num_outputs, len(x), dtype=plan.dtype, device=x.device)
+        for start in range(0, len(x), layout.strip):
+            rows = slice(start, start + layout.strip)
+            for factor in layer_factors(plan, x[rows], layout.chunk):
+                diagonal[:, rows] += diagonal_of(factor, plan.num_outputs, layout.scratch)
+        return diagonal.flatten()
 
 
-PASS_BYTES = 2e6  # of the largest array in a pass: it stays in cache, and its pages are used again
+def _plan(
+    model: nn.Module,
+    params: Parameters | None,
+    x1: Tensor,
+    x2: Tensor | None,
+    form: str,
+    outputs: Sequence[int] | None,
+    parameters: Sequence[str] | None,
+    dtype: torch.dtype | None,
+) -> Plan:
+    checked = checked_parameters(model, params, x1, *(() if x2 is None else (x2,)))
+    rows = chosen_outputs(outputs, checked_outputs(model, checked, x1))
+    chosen = chosen_parameters(parameters, checked)
+    if dtype is not None:
+        require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
+    return make_plan(model, checked, x1, rows, trace=form == "trace", chosen=chosen, dtype=dtype)
+
+
+def _in_memory(
+    plan: Plan, x1: Tensor, x2: Tensor | None, memory: str | int | float | None, team: Team, *, by_module: bool
+) -> list[Tensor]:
+    rows, columns, blocks = len(x1), len(x1 if x2 is None else x2), plan.blocks
+    count = len(plan.names) if by_module else 1
+    size = count * blocks**2 * rows * columns * plan.dtype.itemsize
+    room = min(team.everyones(budget(memory, size, x1.device)))
+    layout = make_layout(
+        plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=False, shared=team.size
+    )
+    kernels = [torch.zeros(blocks, rows, blocks, columns, dtype=plan.dtype, device=x1.device) for _ in range(count)]
+    tiles = deal(layout.tiles(), team.size)[team.rank]
+    announcer = Announcer(plan, layout, tiles, stored=0, quiet=team.rank > 0)
+    with team.together():
+        for tile in compute_tiles(
+            plan, layout, x1, x2, tiles, lambda tile: [kernel[:, tile.rows, :, tile.columns] for kernel in kernels]
+        ):
+            if x2 is None:
+                above = tile.columns.start if tile.square else tile.rows.stop
+                mirrored = slice(tile.rows.start, above)
+                for kernel in kernels:
+                    kernel[:, tile.columns, :, mirrored] = kernel[:, mirrored, :, tile.columns].permute(2, 3, 0, 1)
+            announcer.advance(tile)
+    for kernel in kernels:
+        team.add(kernel)
+        if plan.trace:
+            kernel /= plan.num_outputs
+    return [kernel.view(blocks * rows, blocks * columns) for kernel in kernels]

@@ -10,7 +10,7 @@ Each layer is kept in the cheapest of four forms, decided once from its sizes (a
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,19 +77,41 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one network's kernel is computed; ``rest`` names the parameters left to their exact Jacobian."""
+    """How one network's kernel is computed.
+
+    ``layers`` are the structured ones; ``rest`` names, for each module, the parameters left to their exact
+    Jacobian. ``outputs`` and ``chosen`` parameters are those asked for. Factors and kernels are in ``dtype``,
+    passes through the network in that of the parameters.
+    """
 
     model: nn.Module
     params: Mapping[str, Tensor]
     layers: Mapping[str, LayerPlan]
-    rest: tuple[str, ...]
-    num_outputs: int
+    rest: Mapping[str, tuple[str, ...]]
+    outputs: tuple[int, ...]
+    chosen: tuple[str, ...]
     trace: bool
+    dtype: torch.dtype
+    activations: "Activations"
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def blocks(self) -> int:
+        """Rows of the kernel for each input: the trace form merges the outputs."""
+        return 1 if self.trace else self.num_outputs
+
+    @property
+    def names(self) -> list[str]:
+        """The modules in the order of `layer_factors`."""
+        return [*self.layers, *self.rest]
 
     @property
     def numbers_per_input(self) -> int:
-        explicit = self.num_outputs * sum(self.params[name].numel() for name in self.rest)
-        return explicit + sum(plan.numbers(self.num_outputs) for plan in self.layers.values())
+        """Numbers in the factors of one input."""
+        return self._explicit + sum(plan.numbers(self.num_outputs) for plan in self.layers.values())
 
     @property
     def largest_numbers_per_input(self) -> int:
@@ -97,31 +119,98 @@ class Plan:
         return max((plan.positions * max(plan.fan_in, plan.fan_out) for plan in self.layers.values()), default=1)
 
     @property
-    def working_numbers_per_input(self) -> int:
-        """Preactivations, activations, patches and gradients of one input while a batch passes through."""
-        jacobian = 3 * self.num_outputs * sum(self.params[name].numel() for name in self.rest)
-        passed = sum(plan.positions * (plan.fan_in + 6 * plan.fan_out) for plan in self.layers.values())
-        return passed + jacobian
+    def working_bytes_per_input(self) -> int:
+        """Memory of one input while a batch passes through: what autograd keeps (measured), preactivations and their
+        gradients, patches, temporary arrays."""
+        size = next(iter(self.params.values())).element_size()
+        layers = self.layers.values()
+        passed = sum(plan.positions * (plan.fan_in + 3 * plan.fan_out) for plan in layers)
+        gradients = max((plan.fan_in * plan.fan_out for plan in layers if plan.form is Explicit), default=0)
+        jacobian = 3 * self._explicit + (self.num_outputs * self.activations.each // size if self.rest else 0)
+        return self.activations.each + size * (passed + 3 * self.largest_numbers_per_input + gradients + jacobian)
+
+    @property
+    def _explicit(self) -> int:
+        return self.num_outputs * sum(self.params[name].numel() for names in self.rest.values() for name in names)
 
 
-def make_plan(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, num_outputs: int, *, trace: bool) -> Plan:
-    """Try the layers on a few inputs, and choose each one's form."""
-    layers, outputs, uses = faithful_layers(model, params, supported_layers(model), x[:2])
-    plans = {name: _plan_layer(layer, uses[name], outputs, trace) for name, layer in layers.items()}
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that autograd keeps of a pass: of each input, and once (scaled weights, say)."""
+
+    each: int
+    once: int
+
+
+def make_plan(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    outputs: Sequence[int],
+    *,
+    trace: bool,
+    chosen: Collection[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Plan:
+    """Try the layers on a few inputs, and choose each one's form. ``chosen`` are the parameters that count."""
+    wanted = set(params if chosen is None else chosen)
+    supported = {
+        name: layer
+        for name, layer in supported_layers(model).items()
+        if {f"{name}.{own}".lstrip(".") for own, _ in layer.named_parameters(recurse=False)} <= wanted
+    }
+    layers, values, uses = faithful_layers(model, params, supported, x[:2])
+    plans = {name: _plan_layer(layer, uses[name], values, len(outputs), trace) for name, layer in layers.items()}
     covered = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
-    rest = tuple(name for name, own in model.named_parameters() if id(own) not in covered)
-    return Plan(model, params, plans, rest, num_outputs, trace)
+    rest: dict[str, tuple[str, ...]] = {}
+    for name, own in model.named_parameters():
+        if id(own) not in covered and name in wanted:
+            module = name.rpartition(".")[0]
+            rest[module] = (*rest.get(module, ()), name)
+    return Plan(
+        model,
+        params,
+        plans,
+        rest,
+        tuple(outputs),
+        tuple(sorted(wanted)),
+        trace,
+        dtype or next(iter(params.values())).dtype,
+        _activations(model, params, layers, x[:1]),
+    )
 
 
-def _plan_layer(layer: Supported, uses: list[Use], outputs: Tensor, trace: bool) -> LayerPlan:
+def _activations(
+    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor
+) -> Activations:
+    one, two = (_saved_bytes(model, params, layers, torch.cat([x] * n)) for n in (1, 2))
+    return Activations(two - one, max(0, 2 * one - two))
+
+
+def _saved_bytes(model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor) -> int:
+    own = {tensor.untyped_storage().data_ptr() for tensor in params.values()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run_recorded(model, params, layers, x)
+    return sum(saved.values())
+
+
+def _plan_layer(layer: Supported, uses: list[Use], values: Tensor, num_outputs: int, trace: bool) -> LayerPlan:
     _, positions, fan_in = stacked_inputs(uses).shape
     fan_out = layer.weight.shape[0]
     form: type[Factor] = Spatial
     if positions == 1:
-        form = Diagonal if uses[0].is_outcome(outputs) else Gated
-    elif not prefers_spatial(positions, fan_in, fan_out, outputs.shape[1], trace):
-        gradients = outputs.shape[1] * fan_in * fan_out
-        if gradients <= EXPLICIT_MEMORY * positions * (fan_in + outputs.shape[1] * fan_out):
+        form = Diagonal if uses[0].is_outcome(values) else Gated
+    elif not prefers_spatial(positions, fan_in, fan_out, num_outputs, trace):
+        gradients = num_outputs * fan_in * fan_out
+        if gradients <= EXPLICIT_MEMORY * positions * (fan_in + num_outputs * fan_out):
             form = Explicit
     return LayerPlan(layer, form, positions, fan_in, fan_out)
 
@@ -150,9 +239,16 @@ def layer_factors(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
         rows = slice(start, min(start + chunk, len(x)))
         _fill(plan, kept, x[rows], rows)
     factors = [store.factor() for store in kept.values()]
-    if plan.rest:
-        factors.append(Explicit(_jacobian(plan, x, chunk)))
-    return factors
+    return factors + [Explicit(part) for part in _jacobians(plan, x, chunk)]
+
+
+def cut(factor: Factor, rows: slice) -> Factor:
+    """The factor of some of its inputs, as views."""
+    if isinstance(factor, Diagonal):
+        return Diagonal(factor.inputs[rows], factor.repeats)
+    if isinstance(factor, Explicit):
+        return Explicit(factor.gradients[:, rows])
+    return type(factor)(factor.inputs[rows], factor.cotangents[:, rows])
 
 
 def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice) -> None:
@@ -163,11 +259,11 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice) -> N
             store.inputs[rows] = stacked_inputs(uses[name])
     wanted = [name for name, layer_plan in plan.layers.items() if layer_plan.form is not Diagonal]
     flat = [use for name in wanted for use in uses[name]]
-    for c in range(plan.num_outputs if wanted else 0):
+    for row, c in enumerate(plan.outputs if wanted else ()):
         gradients = iter(gradients_of(outputs[:, c].sum(), flat))
         for name in wanted:
             mine = [next(gradients) for _ in uses[name]]
-            kept[name].put(rows, c, uses[name], mine)
+            kept[name].put(rows, row, uses[name], mine)
 
 
 class _Store:
@@ -176,7 +272,7 @@ class _Store:
     def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor) -> None:
         self.layer, self.trace, self.num_outputs = layer, plan.trace, plan.num_outputs
         s, k, o = layer.positions, layer.fan_in, layer.fan_out
-        dtype, device = next(iter(plan.params.values())).dtype, x.device
+        dtype, device = plan.dtype, x.device
         self.inputs = torch.empty(0)
         self.outer = torch.empty(0)
         if layer.form is not Explicit:
@@ -187,10 +283,18 @@ class _Store:
             full = (self.num_outputs, len(x), *shape)
             self.outer = torch.empty(lead if self.trace else full, dtype=dtype, device=device)
 
-    def put(self, rows: slice, c: int, uses: list[Use], gradients: list[Tensor]) -> None:
-        target = self.outer[rows, ..., c, :] if self.trace else self.outer[c, rows]
+    def put(self, rows: slice, row: int, uses: list[Use], gradients: list[Tensor]) -> None:
+        target = self.outer[rows, ..., row, :] if self.trace else self.outer[row, rows]
         if self.layer.form is Explicit:
-            put_gradients(target.view(len(target), self.layer.fan_out, self.layer.fan_in), uses, gradients)
+            matrices = target.view(len(target), self.layer.fan_out, self.layer.fan_in)
+            passed = (
+                matrices
+                if matrices.dtype == gradients[0].dtype
+                else torch.empty_like(matrices, dtype=gradients[0].dtype)
+            )
+            put_gradients(passed, uses, gradients)
+            if passed is not matrices:
+                matrices.copy_(passed)
         else:
             target[:] = layer_cotangents(self.layer.layer, gradients)
 
@@ -205,15 +309,28 @@ class _Store:
         return Spatial(self.inputs, outer)
 
 
-def _jacobian(plan: Plan, x: Tensor, chunk: int) -> Tensor:
-    """``d out_c / d theta`` over the parameters in ``plan.rest``, (c, n, entries)."""
-    rest = {name: plan.params[name] for name in plan.rest}
+def _jacobians(plan: Plan, x: Tensor, chunk: int) -> list[Tensor]:
+    """``d out_c / d theta`` over the parameters of each module in ``plan.rest``, (c, n, entries)."""
+    if not plan.rest:
+        return []
+    rest = {name: plan.params[name] for names in plan.rest.values() for name in names}
+    rows = list(plan.outputs)
 
     def outputs(some: dict[str, Tensor], one: Tensor) -> Tensor:
-        return functional_call(plan.model, {**plan.params, **some}, (one[None],))[0]
+        return functional_call(plan.model, {**plan.params, **some}, (one[None],))[0, rows]
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap without a batching rule
-        jacobians = vmap(jacrev(outputs), in_dims=(None, 0), chunk_size=chunk)(rest, x)
-    rows = torch.cat([jacobian.flatten(2) for jacobian in jacobians.values()], dim=2)  # (n, c, entries)
-    return rows.flatten(1)[None] if plan.trace else rows.transpose(0, 1).contiguous()
+    lead = (len(x), len(rows)) if plan.trace else (len(rows), len(x))
+    sizes = [sum(plan.params[name].numel() for name in names) for names in plan.rest.values()]
+    parts = [torch.empty(*lead, size, dtype=plan.dtype, device=x.device) for size in sizes]
+    for start in range(0, len(x), chunk):
+        some = slice(start, start + chunk)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap without a batching rule
+            jacobians = vmap(jacrev(outputs), in_dims=(None, 0))(rest, x[some])
+        for part, names in zip(parts, plan.rest.values(), strict=True):
+            found = torch.cat([jacobians[name].flatten(2) for name in names], dim=2)  # (n, c, entries)
+            if plan.trace:
+                part[some] = found
+            else:
+                part[:, some] = found.transpose(0, 1)
+    return [part.flatten(1)[None] if plan.trace else part for part in parts]

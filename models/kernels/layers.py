@@ -179,6 +179,8 @@ def _grouped_gradients(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
 
 def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:
     """``d score / d output`` of each use; the graph is kept."""
+    if not uses:
+        return []
     outputs = [use.output for use in uses]
     return list(torch.autograd.grad(score, outputs, retain_graph=True, materialize_grads=True))
 

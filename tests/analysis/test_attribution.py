@@ -169,13 +169,17 @@ def test_a_cell_leaves_out_what_did_not_converge_and_says_so():
 
     r, seeds, draws = two_way(6, 4, 4)
     rows = pd.DataFrame({"member": range(16), "seed": seeds, "draw": draws, "converged": True})
-    rows = rows.assign(run="r", data="d", model="mlp", width=8, P=10, ridge=0.1, alpha=10.0, inverse_width=np.nan)
+    rows = rows.assign(
+        run="r", data="d", model="mlp", width=8, P=10, ridge=0.1, alpha=10.0, inverse_width=np.nan, krr_test=1.0
+    )
     rows.loc[5, "converged"] = False
+    rows.loc[[2, 7], "krr_test"] = np.nan  # kernels that cannot carry the ridge
     r[5] = 1e6
     targets = torch.zeros(r.shape[1], 1, dtype=torch.float64)
     table = pd.DataFrame(attribute_cell(rows, {"network": r, "kernel": two_way(6, 4, 4)[0]}, targets, None))
     network = table[table["who"] == "network"].set_index("term")
     assert (network["excluded"] == 1).all()
+    assert (table.loc[table["who"] == "kernel", "excluded"] == 2).all()
     assert network.loc["risk", "measured"] < 2
     assert set(table["verdict"]) == {"undetermined"}
     assert network.loc["risk", "note"] == "no theory for this kernel"

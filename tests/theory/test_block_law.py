@@ -76,6 +76,30 @@ def test_infinite_width_is_kernel_regression(generator):
     assert steps[0] == pytest.approx(2 * steps[1], rel=1e-3)
 
 
+def test_infinite_data_leaves_no_fluctuation_of_the_data(generator):
+    """P points drawn from a population of 25, as weights: the risk on the population tends to its own train risk."""
+    n, ridge = 25, 1e-2
+    kernel, _, _ = gated_kernel(generator, n, n)
+    families = [
+        BlockFamily(PointKernel(f.gate.train, f.gate.train, f.gate.train.diagonal()), f.features, f.features, f.scales)
+        for f in kernel.families
+    ]
+    whole = BlockKernel(families, PointKernel(kernel.fixed.train, kernel.fixed.train, kernel.fixed.train.diagonal()))
+    y = targets(generator, n)
+    limit = block_law(whole, y, y, width=15, ridge=ridge)
+    assert float(limit.test) == pytest.approx(float(limit.train), rel=1e-9)
+    assert float(limit.test_variance) == pytest.approx(float(limit.train_variance), rel=1e-9)
+    shifts = torch.randn(4, n, generator=generator, dtype=torch.float64)
+    shifts = torch.cat([shifts, -shifts])  # pairs, which leave what is of second order in the fluctuation
+    excess = []
+    for size in (1e4, 1e6):
+        weights = 1 + (n / size) ** 0.5 * shifts  # counts of P draws, over P/n
+        laws = [block_law(whole, y, y, width=15, ridge=ridge, weights=w, start=limit.orders) for w in weights]
+        excess.append(sum(float(law.test / limit.test) - 1 for law in laws) / len(laws))
+    assert 0 < excess[0] < 0.01
+    assert excess[1] == pytest.approx(excess[0] / 100, rel=0.02)
+
+
 def test_gated_gaussian_blocks_match_simulation(generator):
     """Blocks r diag(g) J J^T diag(g) with Gaussian gates g and chi-squared r, far from infinite width."""
     p, t, width, ridge, draws = 60, 40, 40, 1e-3, 300

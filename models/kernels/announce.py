@@ -1,0 +1,93 @@
+"""Before a long computation: how long, how much memory and disk. During it: how long it will still take."""
+
+import sys
+import time
+
+import torch
+
+from ridgescope.models.kernels.factors import Diagonal, Explicit, Gated, LayerPlan, Plan
+from ridgescope.models.kernels.layout import Layout, Tile
+from ridgescope.sizes import format_size
+
+QUIET = 10.0  # seconds: shorter computations say nothing
+EVERY = 30.0  # seconds between lines
+PASS_SPEED, PAIR_SPEED = 0.2, 0.6  # of one large matrix product; the first tiles correct what they are wrong by
+
+
+class Announcer:
+    """``tiles`` are those of this process; ``quiet`` says nothing at all."""
+
+    def __init__(self, plan: Plan, layout: Layout, tiles: list[Tile], *, stored: int, quiet: bool) -> None:
+        self.total, self.done = sum(tile.pairs for tile in tiles), 0
+        self.estimate = 0.0 if quiet else _seconds(plan, layout, tiles)
+        self.start = self.last = time.monotonic()
+        if self.estimate >= QUIET:
+            disk = f", {format_size(stored)} of disk" if stored else ""
+            _say(
+                f"{layout.rows} x {layout.columns} kernel in {len(tiles)} tiles: about {duration(self.estimate)}, "
+                f"{format_size(layout.held)} of memory{disk}"
+            )
+
+    def advance(self, tile: Tile) -> None:
+        self.done += tile.pairs
+        now = time.monotonic()
+        first = self.last == self.start
+        if self.estimate >= QUIET and self.done < self.total and (first or now - self.last >= EVERY):
+            self.last = now
+            left = (now - self.start) / self.done * (self.total - self.done)
+            _say(
+                f"kernel: {self.done / self.total:.0%} after {duration(now - self.start)}, about {duration(left)} left"
+            )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _seconds(plan: Plan, layout: Layout, tiles: list[Tile]) -> float:
+    """Products over the speed of one large matrix product, tried here and now."""
+    layers = plan.layers.values()
+    jacobian = sum(plan.params[name].numel() for names in plan.rest.values() for name in names)
+    one_pass = sum(layer.positions * layer.fan_in * layer.fan_out for layer in layers) + jacobian
+    one_pair = sum(_pair_products(layer, plan) for layer in layers) + _squared(plan) * jacobian
+    strips = {tile.strip.start: tile.strip for tile in tiles}.values()
+    inputs = sum(strip.stop - strip.start for strip in strips)
+    inputs += sum(tile.columns.stop - tile.columns.start for tile in tiles if not tile.square)
+    passes = inputs * (1 + plan.num_outputs) * one_pass
+    pairs = sum(tile.pairs for tile in tiles) * one_pair
+    return (passes / PASS_SPEED + pairs / PAIR_SPEED) / _product_rate(plan)
+
+
+def _pair_products(layer: LayerPlan, plan: Plan) -> int:
+    s, k, o = layer.positions, layer.fan_in, layer.fan_out
+    outer = _squared(plan)
+    if layer.form is Diagonal:
+        return k
+    if layer.form is Gated:
+        return k + outer * o
+    gradients = outer * o * k
+    if layer.form is Explicit:
+        return gradients
+    return min(gradients, s * s * (k + outer * o))
+
+
+def _squared(plan: Plan) -> int:
+    """Products of one entry of the outputs' gradients for each pair of inputs."""
+    return plan.num_outputs if plan.trace else plan.num_outputs**2
+
+
+def _product_rate(plan: Plan) -> float:
+    """Multiply-adds a second of a 512 x 512 product, the better of three."""
+    a = torch.ones(512, 512, dtype=plan.dtype, device=next(iter(plan.params.values())).device)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for a GPU
+        times.append(time.perf_counter() - start)
+    return 512**3 / min(times)

@@ -1,0 +1,121 @@
+"""A kernel computed to disk: begun, gone on with, or found finished."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ridgescope.models.kernels.announce import Announcer
+from ridgescope.models.kernels.disk import NAMES, DiskKernel, Head
+from ridgescope.models.kernels.factors import Plan
+from ridgescope.models.kernels.identity import kernel_identity
+from ridgescope.models.kernels.layout import Tile, deal, make_layout
+from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.team import Team
+from ridgescope.models.kernels.tiles import compute_tiles
+from ridgescope.sizes import format_size
+
+
+def stored_kernel(
+    plan: Plan, x1: Tensor, x2: Tensor | None, folder: Path, memory: str | int | float | None, team: Team
+) -> Tensor:
+    """The kernel in ``folder``, every tile of it computed now or checked against its checksum."""
+    room = min(team.everyones(budget(memory, 0, x1.device)))
+    identity = identity_of(plan, x1, x2)
+    if len(set(team.everyones(identity))) > 1:
+        raise ValueError("the processes of the group hold different weights or inputs; give all of them the same")
+    disk = DiskKernel(folder)
+    try:
+        with ExitStack() as stack:
+            found = None
+            with team.together():
+                if team.rank == 0:
+                    stack.enter_context(disk.locked())
+                    found = _prepare(disk, plan, identity, room, x1, x2, team.size)
+            head, done = next(answer for answer in team.everyones(found) if answer is not None)
+            if not disk.whole.exists():
+                with team.together():
+                    _compute(disk, plan, head, done, x1, x2, team)
+                with team.together():
+                    if team.rank == 0:
+                        _finish(disk, head, team)
+            return disk.read(head)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {error.filename or folder} ({error.strerror or error}); free space or choose another path"
+        ) from error
+
+
+def identity_of(plan: Plan, x1: Tensor, x2: Tensor | None) -> str:
+    options = {
+        "form": "trace" if plan.trace else "full",
+        "outputs": plan.outputs,
+        "parameters": plan.chosen,
+        "dtype": str(plan.dtype),
+    }
+    return kernel_identity(plan.model, plan.params, (x1, x2), options)
+
+
+def _prepare(
+    disk: DiskKernel, plan: Plan, identity: str, room: float, x1: Tensor, x2: Tensor | None, shared: int
+) -> tuple[Head, set[int]]:
+    """The description of the kernel, and the tiles that need not be computed."""
+    head = disk.head()
+    if head is not None and head.identity != identity:
+        raise ValueError(
+            f"path={str(disk.folder)!r} holds another kernel ({head.facts['model']}, {head.shape[0]} x "
+            f"{head.shape[1]}), of other weights, inputs, options or code; choose another path or delete the folder"
+        )
+    if head is None:
+        rows, columns = len(x1), len(x1 if x2 is None else x2)
+        size = plan.blocks**2 * rows * columns * plan.dtype.itemsize
+        layout = make_layout(
+            plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=True, shared=shared
+        )
+        facts = {"model": type(plan.model).__name__, "form": "trace" if plan.trace else "full"}
+        head = Head(identity, NAMES[plan.dtype], plan.blocks, layout, facts)
+        disk.begin(head)
+        return head, set()
+    if not disk.exists():
+        disk.begin(head)
+        return head, set()
+    done = disk.intact(head)
+    if not (disk.whole.exists() and len(done) == len(head.layout.tiles())):
+        disk.reopen(head, done)
+        if head.layout.held > room:
+            raise ValueError(
+                f"path={str(disk.folder)!r} was begun with tiles that take {format_size(head.layout.held)} of memory; "
+                f"pass memory={format_size(head.layout.held)!r} to go on, or delete the folder"
+            )
+    return head, done
+
+
+def _compute(
+    disk: DiskKernel, plan: Plan, head: Head, done: set[int], x1: Tensor, x2: Tensor | None, team: Team
+) -> None:
+    missing = [tile for tile in head.layout.tiles() if tile.index not in done]
+    tiles = deal(missing, team.size)[team.rank]
+    announcer = Announcer(plan, head.layout, tiles, stored=head.bytes, quiet=team.rank > 0)
+    latest: list[Tensor] = []
+
+    def target(tile: Tile) -> list[Tensor]:
+        shape = [plan.blocks, tile.rows.stop - tile.rows.start, plan.blocks, tile.columns.stop - tile.columns.start]
+        latest[:] = [torch.zeros(shape, dtype=plan.dtype, device=x1.device)]
+        return latest
+
+    for tile in compute_tiles(plan, head.layout, x1, x2, tiles, target):
+        if plan.trace:
+            latest[0] /= plan.num_outputs
+        disk.write(head, tile, latest[0], team.rank)
+        latest.clear()
+        announcer.advance(tile)
+
+
+def _finish(disk: DiskKernel, head: Head, team: Team) -> None:
+    # what other nodes wrote may not have reached this one
+    if team.size > 1 and len(disk.intact(head)) < len(head.layout.tiles()):
+        raise RuntimeError(
+            f"tiles that other ranks wrote are not in {disk.folder}; put it on a disk that all nodes share"
+        )
+    disk.finish(head)
