@@ -48,10 +48,10 @@ class NTKProducts:
     ) -> None:
         params = checked_parameters(model, params, x)
         self.num_outputs = checked_outputs(model, params, x)
-        self._plan = make_plan(model, params, x, self.num_outputs, trace=False)
+        self._plan = make_plan(model, params, x, range(self.num_outputs), trace=False)
         self._x, self.dtype = x, next(iter(params.values())).dtype
         size = next(iter(params.values())).element_size()
-        held, working = size * self._plan.numbers_per_input, size * self._plan.working_numbers_per_input
+        held, working = size * self._plan.numbers_per_input, self._plan.working_bytes_per_input
         weights = size * sum(value.numel() for value in params.values())
         self._vectors, self._chunk = int(memory_bytes / 4 / weights), min(256, int(memory_bytes / 4 / working))
         self._block = min(len(x), int(memory_bytes / 2 / held))
