@@ -18,7 +18,10 @@ from ridgescope.models import KernelStore
 Outcome = tuple[int | str | None, str, str]
 
 # the smallest experiment that has every part: two architectures, two widths, two sizes, two ridges
-SWEEPS = "sweeps=['model=mlp model.width=24,48 data.train_size=10,20','model=cnn model.width=8 data.train_size=10,20']"
+SWEEPS = (
+    "sweeps=['model=mlp model.depth=1 model.width=24,48 data.train_size=10,20',"
+    "'model=cnn model.width=8 data.train_size=10,20']"
+)
 COMMON = "common='data=digits data.pool_size=200 data.test_size=100 ridges=[1e-1,1e-2] num_seeds=3 num_draws=3'"
 
 
@@ -65,6 +68,13 @@ def test_validate_trains_measures_and_reports(validated: tuple[Path, subprocess.
     measured += ["nngp_test", "theory_test", "theory_width_test", "kappa_entk", "kappa_risk", "inverse_width"]
     measured += ["entk_gcv", "entk_loo", "kappa_trace", "kernel_movement", "infinite_heldout"]
     assert networks[measured].notna().all().all()
+    laws, mlp = ["block_test", "block_kappa1", "block_pool_test"], networks["model"] == "mlp"
+    assert networks.loc[mlp, laws].notna().all(axis=None)
+    # an average over initialisations, which single networks of 48 neurons scatter about
+    wide = networks[mlp & (networks["width"] == 48)]
+    assert (wide["krr_test"] / wide["block_test"]).mean() == pytest.approx(1, abs=0.1)
+    for _, row in networks[~mlp].iterrows():  # no law yet: a reason and no number, never another architecture's
+        assert row[laws].isna().all() != (row["block_note"] == "")
     # every number can be traced to its run
     assert {path.name for path in (folder / "cells").iterdir()} == set(networks["run"])
 
@@ -87,7 +97,9 @@ def test_the_same_command_again_trains_and_measures_nothing(
 ) -> None:
     folder, _ = validated
     before = {
-        path: path.stat().st_mtime_ns for part in ("cells", "measurements") for path in (folder / part).rglob("*")
+        path: path.stat().st_mtime_ns
+        for part in ("cells", "measurements", "laws")
+        for path in (folder / part).rglob("*")
     }
     table = pd.read_parquet(folder / "report" / "networks.parquet")
     again = ridgescope("validate", "name=tiny", SWEEPS, COMMON, "infinite_draws=8", cwd=folder.parents[1])
