@@ -1,5 +1,12 @@
 """Random-matrix theory of ridge regression on kernels and random features, as pure float64 functions."""
 
+from ridgescope.theory.acting import (
+    Acting,
+    acting_ridge,
+)
+from ridgescope.theory.controls import (
+    control_pool,
+)
 from ridgescope.theory.curves import (
     optimal_ridge,
     tuned_learning_curve,
@@ -8,8 +15,10 @@ from ridgescope.theory.estimators import (
     KappaEstimate,
     KernelRidgeFit,
     ResolventEstimate,
+    independent_outputs,
     kappa_from_risks,
     kernel_ridge,
+    pool_kappa_errors,
     resolvent_estimate,
 )
 from ridgescope.theory.gradient_flow import (
@@ -22,6 +31,10 @@ from ridgescope.theory.learnability import (
     Learned,
     learned_modes,
 )
+from ridgescope.theory.left_out import (
+    LeftOutEstimate,
+    left_out_estimate,
+)
 from ridgescope.theory.modes import (
     ModeEstimate,
     kappa_from_heldout,
@@ -31,6 +44,10 @@ from ridgescope.theory.pool import (
     PoolEstimator,
     PoolPrediction,
     pool_estimator,
+)
+from ridgescope.theory.pool_modes import (
+    kappa_from_pool_modes,
+    leading_modes,
 )
 from ridgescope.theory.power_laws import (
     Diagnosis,
@@ -77,6 +94,7 @@ from ridgescope.theory.width import (
 )
 
 __all__ = [
+    "Acting",
     "AdditiveNoise",
     "Chain",
     "Diagnosis",
@@ -87,6 +105,7 @@ __all__ = [
     "KernelFlow",
     "KernelRidgeFit",
     "Learned",
+    "LeftOutEstimate",
     "ModeEstimate",
     "Pool",
     "PoolEstimator",
@@ -100,23 +119,30 @@ __all__ = [
     "Spectrum",
     "Target",
     "WidthEstimate",
+    "acting_ridge",
     "centred_risks",
     "compressed_power_law",
+    "control_pool",
     "diagnose",
     "effective_width",
     "effective_width_from_population",
     "flow_risks",
     "gaussian_equivalent",
     "geometric",
+    "independent_outputs",
     "kappa_from_heldout",
     "kappa_from_modes",
+    "kappa_from_pool_modes",
     "kappa_from_risks",
     "kernel_flow",
     "kernel_ridge",
+    "leading_modes",
     "learned_modes",
+    "left_out_estimate",
     "log_kappa_errors",
     "optimal_ridge",
     "pool_estimator",
+    "pool_kappa_errors",
     "power_law",
     "power_law_bias",
     "power_law_constant",
