@@ -80,10 +80,15 @@ class Chain:
 
 
 def chains(verdicts: pd.DataFrame) -> dict[str, Chain]:
-    """For each model: which of the three links of the chain holds, and which breaks where."""
+    """For each model: which of the three links of the chain holds, and which breaks where.
+
+    Of claims that are not about this chain, each is a link of its own.
+    """
     found = {}
     for model, rows in verdicts.groupby("model", sort=False):
-        links = {str(link["link"].iloc[0]): link for key in CHAIN if len(link := rows[rows["claim"] == key])}
+        present = set(rows["claim"])
+        keys = [key for key in CHAIN if key in present] or list(dict.fromkeys(rows["claim"]))
+        links = {str((link := rows[rows["claim"] == key])["link"].iloc[0]): link for key in keys}
         broken = [name for name, link in links.items() if (link["verdict"] == "fails").any()]
         if broken:
             opening = f"the chain breaks at {' and at '.join(broken)}"

@@ -55,9 +55,9 @@ def acting_ridge(
 ) -> Acting:
     """Compare the filters, from ``labels`` and ``predictions`` in the eigenbasis of K/P with ``eigenvalues``.
 
-    ``ridge`` is the one that the predictor is said to have. A misfit below ``tolerance`` counts as none: it is the square
-    of what training to a finite optimum, and finite laziness, leave (1 % of the labels by default). A filter must explain
-    nine tenths of the misfit of the told ridge to be believed, else the labels were others. O(n c) a step.
+    ``ridge`` is the one that the predictor is said to have. A misfit below ``tolerance`` counts as none: it is the
+    square of what training to a finite optimum, and finite laziness, leave (1 % of the labels by default). A filter
+    must explain nine tenths of the misfit of the told ridge to be believed, else the labels were others. O(n c) a step.
 
     Raises ``ValueError`` for a ridge that is not positive or labels without power.
     """

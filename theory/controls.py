@@ -20,8 +20,8 @@ def control_pool(
     """Gram matrix and targets of as many Gaussian points, with the pool's spectrum and target coefficients.
 
     Without ``norms`` the Gaussian control: what fails on the pool but not here is a failure of Gaussian universality;
-    what fails here too is arithmetic, or a pool too small. With ``norms`` (m,), the diagonal of the real Gram matrix, the
-    elliptical control: each point is scaled to the norm of its real counterpart (its labels are not), which tells
+    what fails here too is arithmetic, or a pool too small. With ``norms`` (m,), the diagonal of the real Gram matrix,
+    the elliptical control: each point is scaled to the norm of its real counterpart (its labels are not), which tells
     what unequal norms alone do. 2 m^3 operations.
 
     Raises ``ValueError`` for norms that are not positive or not one per point.

@@ -176,7 +176,7 @@ def kappa_from_risks(
 
 
 def independent_outputs(residuals: Float[Tensor, "t c"]) -> float:
-    """How many uncorrelated outputs of equal size would fluctuate like these: (tr E)^2/tr E^2, E = residuals^T residuals.
+    """How many uncorrelated outputs of equal size would fluctuate like these: (tr E)^2/tr E^2 of their covariance.
 
     1 for one output; C for C alike and uncorrelated. O(t c^2).
     """

@@ -37,10 +37,10 @@ def kappa_from_pool_modes(
 ) -> ModeEstimate:
     """kappa from a predictor's outputs on the pool's points ``left_out`` (t,), all those that it was not trained on.
 
-    Uses the ``num_modes`` leading modes: take those down to about a tenth of kappa, at most M/2. ``start`` is a guess of
-    the pool ridge. Outputs are weighted alike with the variance of their own residuals, and the errors' correlations over
-    outputs, modes that share points, and the common factor of the training set (docs/theory/modes.md) enter ``se_log``.
-    O(T C num_modes).
+    Uses the ``num_modes`` leading modes: take those down to about a tenth of kappa, at most M/2. ``start`` is a guess
+    of the pool ridge. Outputs are weighted alike with the variance of their own residuals, and the errors' correlations
+    over outputs, modes that share points, and the common factor of the training set (docs/theory/modes.md) enter
+    ``se_log``. O(T C num_modes).
 
     Raises ``ValueError`` where no mode bounds kappa, ``RuntimeError`` where the iteration does not settle.
     """
