@@ -80,16 +80,14 @@ def main() -> None:
                     predicted, mean = estimator.predict(size, ridge).test, float(risks[:, i].mean())
                     error = float(risks[:, i].std()) / draws**0.5
                     deviations.append(100 * (mean / predicted - 1))
+                    cells = (name, kind, size, f"{ridge:g}", f"{mean:.4f}", f"{100 * error / mean:.1f}")
                     print(
-                        f"| {name} | {kind} | {size} | {ridge:g} | {mean:.4f} | {100 * error / mean:.1f} | {predicted:.4f} "
-                        f"| {deviations[-1]:+.1f} |",
-                        flush=True,
+                        "|", *(f"{cell} |" for cell in cells), f"{predicted:.4f} | {deviations[-1]:+.1f} |", flush=True
                     )
     found = np.array(deviations)
     worst = found[np.abs(found).argmax()]
-    print(
-        f"\n{len(found)} cells: rms {np.sqrt((found**2).mean()):.2f} %, mean {found.mean():+.2f} %, worst {worst:+.1f} %"
-    )
+    print(f"\n{len(found)} cells: rms {np.sqrt((found**2).mean()):.2f} %, mean {found.mean():+.2f} %", end="")
+    print(f", worst {worst:+.1f} %")
 
 
 if __name__ == "__main__":
