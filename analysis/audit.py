@@ -61,7 +61,7 @@ class KernelAudit:
 
 def audit_kernel(
     gram: Float64[Tensor, "m m"],
-    targets: Float64[Tensor, "m c"],
+    targets: Float64[Tensor, "rows c"],
     *,
     sizes: Sequence[int],
     ridges: Sequence[float],
@@ -93,15 +93,15 @@ def audit_kernel(
             worlds.append((control, pool_estimator(other, labels), other, labels, torch.float64))
     orders = [torch.randperm(len(gram), generator=generator) for _ in range(num_draws)]
     rows: list[Row] = []
-    notes: list[str] = []
+    floors: dict[tuple[str, int, float], float] = {}
     for model, estimator, kernel, labels, dtype in worlds:
         for size in sizes:
             theory = [_predict(estimator, size, ridge) for ridge in ridges]
             for draw, order in enumerate(orders):
                 identity = _identity(model, label, size, draw)
-                rows += _training_set(kernel, labels, order, size, ridges, theory, estimator, dtype, identity, notes)
+                rows += _training_set(kernel, labels, order, size, ridges, theory, estimator, dtype, identity, floors)
                 advance()
-    return KernelAudit(pd.DataFrame(rows), pool, list(dict.fromkeys(notes)))
+    return KernelAudit(pd.DataFrame(rows), pool, [_note(*place, floor) for place, floor in floors.items()])
 
 
 def _check(gram: Tensor, targets: Tensor, sizes: Sequence[int], ridges: Sequence[float], num_draws: int) -> None:
@@ -156,7 +156,7 @@ def _training_set(
     pool: PoolEstimator,
     dtype: torch.dtype,
     identity: Row,
-    notes: list[str],
+    floors: dict[tuple[str, int, float], float],
 ) -> list[Row]:
     train, rest = order[:size], order[size:]
     values, vectors = torch.linalg.eigh(kernel[train][:, train] / size)
@@ -166,19 +166,19 @@ def _training_set(
     for ridge, known in zip(ridges, theory, strict=True):
         row = identity | {"ridge": ridge}
         if known is None or ridge < SAFETY * floor:
-            limit = f"its eigenvalues are exact to {floor:.1e} only"
-            notes.append(
-                f"{identity['model']}: ridge={ridge:g} at P={size} is undetermined, "
-                + (
-                    f"{limit}; use a ridge above {SAFETY * floor:.1e}"
-                    if known
-                    else "the pool's rank does not support it"
-                )
-            )
+            place = identity["model"], size, ridge
+            floors[place] = max(floors.get(place, 0.0), floor)
             rows.append(row | dict.fromkeys(_MEASURED, math.nan))
         else:
             rows.append(row | _measure(fit, ridge, known, pool))
     return rows
+
+
+def _note(model: str, size: int, ridge: float, floor: float) -> str:
+    return (
+        f"{model}: ridge={ridge:g} at P={size} is undetermined, for the kernel's eigenvalues are exact to {floor:.1e} "
+        f"only, or its pool lacks the rank; use a ridge above {SAFETY * floor:.1e}"
+    )
 
 
 @dataclass(frozen=True)

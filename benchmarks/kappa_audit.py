@@ -1,7 +1,7 @@
 """Is kappa what the theory says, and where not, why? Six routes on real kernels, with both controls.
 
     python benchmarks/kappa_audit.py calibration          # error bars on Gaussian data: spread and mean of z
-    python benchmarks/kappa_audit.py kernels [--data digits] [--points 1797] [--draws 8]
+    python benchmarks/kappa_audit.py kernels [--data digits] [--points 1200] [--draws 8]
     python benchmarks/kappa_audit.py causes               # pool size, and crowded points taken away
 
 Infinite-width NTKs: ReLU MLP of three hidden layers, ReLU CNN of two (flattened readout), each with inputs centred and
@@ -101,11 +101,11 @@ def causes(options: argparse.Namespace) -> None:
     print("| Fashion-MNIST, MLP | points | P | ridge | resolvent | left_out | risk | unevenness | nearest neighbour |")
     print("|---|---|---|---|---|---|---|---|---|")
     for unit in (True, False):
-        gram, targets = kernel("fashion_mnist", "mlp", unit, 3000)
+        gram, targets = kernel("fashion_mnist", "mlp", unit, 2000)
         nearest = nearest_distance(gram)
         order = nearest.argsort()
-        choices = {f"first {m}": torch.arange(m) for m in (600, 1200, 3000)}
-        choices |= {"without the most crowded half": order[1500:], "the most crowded half": order[:1500]}
+        choices = {f"first {m}": torch.arange(m) for m in (600, 1000, 2000)}
+        choices |= {"without the most crowded half": order[1000:], "the most crowded half": order[:1000]}
         for words, index in choices.items():
             found = audit_kernel(
                 gram[index][:, index],
@@ -153,8 +153,8 @@ def gaussian_draws(draws: int, size: int, ridge: float, points: int, outputs: in
 def calibration(options: argparse.Namespace) -> None:
     print("| P | ridge | outputs | route | mean kappa/theory - 1 % | s.e. % | error bar | spread of z | mean of z |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for size, ridge, outputs in ((100, 1e-2, 1), (100, 1e-3, 1), (200, 1e-3, 1), (100, 1e-2, 5)):
-        tables = list(gaussian_draws(options.draws, size, ridge, 500, outputs))
+    for size, ridge, outputs in ((100, 1e-2, 1), (100, 1e-3, 1), (100, 1e-2, 5)):
+        tables = list(gaussian_draws(options.draws, size, ridge, 400, outputs))
         first = pd.concat([table[table["draw"] == 0] for table in tables])
         for route in ROUTES:
             logs = np.log(first[f"kappa_{route}"] / first["kappa"])
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["calibration", "kernels", "causes"])
     parser.add_argument("--data", nargs="+", default=["digits", "fashion_mnist"])
-    parser.add_argument("--points", type=int, default=2000)
+    parser.add_argument("--points", type=int, default=1200)
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 400])
     parser.add_argument("--draws", type=int, default=8)
     options = parser.parse_args()
