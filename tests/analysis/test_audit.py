@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from ridgescope.analysis.audit import ELLIPTICAL, GAUSSIAN, ROUTES, KernelAudit, audit_kernel
-from ridgescope.analysis.claims import claims_from
+from ridgescope.analysis.claims import packaged_claims
 from ridgescope.analysis.faults import kernel_findings, repeated_points
 from ridgescope.analysis.joint import joint_test, kappa_table
 from ridgescope.analysis.verdict import evaluate
@@ -50,12 +50,7 @@ def test_uneven_points_are_told_from_arithmetic_by_the_controls(raw: KernelAudit
 
 
 def test_claims_name_the_link_and_the_finding_says_why(raw: KernelAudit) -> None:
-    from importlib import resources
-
-    from omegaconf import OmegaConf
-
-    text = resources.files("ridgescope.conf").joinpath("claims/audit.yaml").read_text(encoding="utf-8")
-    claims = claims_from(OmegaConf.to_container(OmegaConf.create(text)))  # type: ignore[arg-type]
+    claims = packaged_claims("audit")
     claims["uneven"].tolerance = 0.02
     verdicts = evaluate(raw.table, claims).set_index(["model", "claim"])["verdict"]
     assert verdicts["data", "uneven"] == "fails"
