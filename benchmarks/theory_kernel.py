@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", default=["mlp", "cnn"], choices=["mlp", "cnn"])
     parser.add_argument("--quick", action="store_true", help="a quarter of the training sets")
     options = parser.parse_args()
-    print(f"`python benchmarks/theory_kernel.py {' '.join(sys.argv[1:])}`".replace(" `", "`"))
+    print("python benchmarks/theory_kernel.py", *sys.argv[1:])
     print(f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}\n")
     print("| data | kernel | P | ridge | measured | s.e. % | predicted | deviation % |")
     print("|---|---|---|---|---|---|---|---|")
