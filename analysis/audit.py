@@ -11,7 +11,7 @@ regression, and kappa by
     modes       shrinkage of the pool's modes on points left out           what the predictor learned
 
 Three pools are audited alike: the data, the Gaussian control (same spectrum, same target coefficients) and the
-elliptical control (the same with every point scaled to the norm of its counterpart): docs/audit.md.
+elliptical control (the same with every point scaled by the norm of its counterpart): docs/audit.md.
 
 Letters: M pool points, P samples, C outputs, R = (K/P + lam)^-1.
 """
@@ -38,6 +38,7 @@ from ridgescope.theory import (
     pool_estimator,
     pool_kappa_errors,
     resolvent_estimate,
+    uneven_kappa,
 )
 from ridgescope.train.errors import UserError
 
@@ -98,7 +99,7 @@ def audit_kernel(
         for size in sizes:
             theory = [_predict(estimator, size, ridge) for ridge in ridges]
             for draw, order in enumerate(orders):
-                identity = _identity(model, label, size, draw)
+                identity = _identity(model, label, size, draw, len(kernel))
                 rows += _training_set(kernel, labels, order, size, ridges, theory, estimator, dtype, identity, floors)
                 advance()
     return KernelAudit(pd.DataFrame(rows), pool, [_note(*place, floor) for place, floor in floors.items()])
@@ -124,25 +125,31 @@ def _predict(pool: PoolEstimator, size: int, ridge: float) -> "_Theory | None":
         prediction = pool.predict(size, ridge)
         # leave-one-out trains on one point less, with the same ridge added to the Gram matrix
         shorter = pool.predict(size - 1, ridge * size / (size - 1)).test
+        uneven = uneven_kappa(pool, num_samples=size, ridge=ridge)
     except ValueError:  # a ridge below the rounding error of the pool
         return None
     se, bias = pool_kappa_errors(pool, prediction, size)
-    return _Theory(prediction, prediction.kappa2 * math.exp(-bias), se, shorter / prediction.test)
+    return _Theory(
+        prediction, prediction.kappa2 * math.exp(-bias), se, shorter / prediction.test, uneven.modes, uneven.resolvent
+    )
 
 
 @dataclass(frozen=True)
 class _Theory:
-    """The pool's prediction; its kappa corrected for bias; se of log kappa; risk at P - 1 samples over that at P."""
+    """The pool's prediction; its kappa corrected for bias; se of log kappa; risk at P - 1 samples over that at P;
+    both kappas of points that differ as the pool's do."""
 
     prediction: PoolPrediction
     kappa: float
     se_log: float
     shorter: float
+    uneven_modes: float
+    uneven_resolvent: float
 
 
-def _identity(model: str, label: str, size: int, draw: int) -> Row:
+def _identity(model: str, label: str, size: int, draw: int, points: int) -> Row:
     fixed = {"depth": 0, "activation": "", "parameterisation": "", "alpha": 1.0, "width": 0, "seed": 0}
-    named = {"run": f"{model}, P={size}", "data": label, "model": model, "P": size, "draw": draw}
+    named = {"run": f"{model}, P={size}", "data": label, "model": model, "P": size, "draw": draw, "points": points}
     return named | fixed | {"converged": True}
 
 
@@ -193,7 +200,7 @@ class _Fit:
 
 _MEASURED = (
     *(f"kappa_{route}{part}" for route in ROUTES for part in ("", "_se_log")),
-    "risk_test", "risk_train", "risk_theory", "risk_loo", "risk_gcv",
+    "uneven_modes", "uneven_resolvent", "risk_test", "risk_train", "risk_theory", "risk_loo", "risk_gcv",
     "excess_log", "excess_se_log", "unevenness", "unevenness_gaussian", "repeated",
 )  # fmt: skip
 
@@ -228,6 +235,8 @@ def _measure(fit: _Fit, ridge: float, theory: _Theory, pool: PoolEstimator) -> R
         f"kappa_{name}{part}": v for name, pair in routes.items() for part, v in zip(("", "_se_log"), pair, strict=True)
     }
     return row | {
+        "uneven_modes": theory.uneven_modes,
+        "uneven_resolvent": theory.uneven_resolvent,
         "risk_test": test,
         "risk_train": train,
         "risk_theory": theory.prediction.test,

@@ -4,7 +4,6 @@ Letters: d training sets (draws), k differences of log kappa.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ from scipy import special
 
 from ridgescope.analysis.audit import ROUTES
 
-# What the spectrum predicts for kappa must be zero on average, for each of these routes.
-JOINT_ROUTES = ("resolvent", "left_out", "loo", "ratio")
+# Each must be equal: the route, and what it is compared with.
+PAIRS = (("resolvent", "spectrum"), ("left_out", "resolvent"), ("loo", "resolvent"), ("ratio", "resolvent"))
 
 
 @dataclass(frozen=True)
@@ -28,29 +27,34 @@ class Joint:
     note: str = ""
 
 
-def joint_test(rows: pd.DataFrame, routes: Sequence[str] = JOINT_ROUTES) -> Joint:
-    """Whether log(kappa_route/kappa_spectrum) is zero on average over draws, jointly for ``routes``.
+def joint_test(rows: pd.DataFrame) -> Joint:
+    """Whether log kappa agrees on average over draws for all of ``PAIRS``, jointly.
 
-    The draws of one pool are uncorrelated given the pool, whose own error the theory's kappa shares
-    (``pool_kappa_errors``), so the scatter over draws is the error. This asks for exact agreement: with many draws it
-    sees differences that no tolerance cares about. Undetermined with fewer than k + 2 draws.
+    rows: of one pool, P and ridge, with the pool's size in ``points``. Draws of one pool share points, and a mean over
+    d sets that each take a share s of the pool has variance (1/d + s/(1-s)) times the scatter between them: s = P/M
+    for what is read off training sets, and the larger of P/M and 1 - P/M for risks on the rest. The resolvent against
+    the spectrum is the exception: the pool's own error is in both (``pool_kappa_errors``). This asks for exact
+    agreement: with enough draws and points it sees differences that no tolerance cares about. Undetermined with fewer
+    than 6 draws.
     """
-    logs = np.log(rows[[f"kappa_{route}" for route in routes]].to_numpy(np.float64))
-    found = logs - np.log(rows["kappa_spectrum"].to_numpy(np.float64))[:, None]
+    logs = {route: np.log(rows[f"kappa_{route}"].to_numpy(np.float64)) for pair in PAIRS for route in pair}
+    found = np.stack([logs[one] - logs[other] for one, other in PAIRS], axis=1)
     found = found[np.isfinite(found).all(axis=1)]
     d, k = found.shape
     if d < k + 2:
-        nothing = Joint(math.nan, math.nan, (k, max(d - k, 0)))
-        return Joint(*list(vars(nothing).values())[:3], f"{d} draws; {len(routes)} routes need {k + 2}")
-    mean, covariance = found.mean(axis=0), np.cov(found.T)
-    t_squared = d * float(mean @ np.linalg.solve(covariance, mean))
+        return Joint(math.nan, math.nan, (k, max(d - k, 0)), f"{d} draws; {k} differences need {k + 2}")
+    share = float((rows["P"] / rows["points"]).iloc[0])
+    shares = np.array([0.0, share, share, max(share, 1 - share)])
+    mean = found.mean(axis=0) / np.sqrt(1 + d * shares / (1 - shares))
+    t_squared = d * float(mean @ np.linalg.solve(np.cov(found.T), mean))
     f = t_squared * (d - k) / (k * (d - 1))
     return Joint(f, float(special.fdtrc(k, d - k, f)), (k, d - k))
 
 
 def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per pool, P and ridge: kappa by the spectrum, every other route relative to it with its error over draws,
-    the share of that scatter which Gaussian points would show, the joint test, and the risk."""
+    """One row per pool, P and ridge: kappa by the spectrum, every other route over it with its error over draws,
+    its scatter over that of Gaussian points, the prediction for points that differ as the pool's do, the joint test, and
+    the risk."""
     rows = []
     for (model, size, ridge), part in table.groupby(["model", "P", "ridge"], sort=False):
         row: dict[str, Any] = {"model": model, "P": size, "ridge": ridge, "kappa": part["kappa_spectrum"].mean()}
@@ -60,6 +64,8 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
             row[route] = np.expm1(logs.mean()) if len(logs) else np.nan
             row[f"{route}_se"] = logs.std() / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
             row[f"{route}_scatter"] = logs.std() / part[f"kappa_{route}_se_log"].mean() if len(logs) > 1 else np.nan
+        for kind in ("uneven_modes", "uneven_resolvent"):
+            row[kind] = part[kind].mean() / part["kappa_spectrum"].mean() - 1
         joint = joint_test(part)
         row |= {"joint_p": joint.p_value, "joint_note": joint.note, "draws": len(part)}
         row["risk"] = part["risk_test"].mean()

@@ -54,7 +54,18 @@ def percent(value: float) -> str:
 
 
 def kernels(options: argparse.Namespace) -> None:
-    head = ["kernel", "P", "ridge", *ROUTES[1:], "Gaussian: resolvent", "left_out", "elliptical: resolvent", "left_out"]
+    head = [
+        "kernel",
+        "P",
+        "ridge",
+        *ROUTES[1:],
+        "uneven points: resolvent",
+        "left_out",
+        "Gaussian: resolvent",
+        "left_out",
+        "elliptical: resolvent",
+        "left_out",
+    ]
     head += ["risk", "GCV", "LOO", "unevenness"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     gaps = []
@@ -68,12 +79,14 @@ def kernels(options: argparse.Namespace) -> None:
                 for place in [(size, ridge) for size in options.sizes for ridge in RIDGES]:
                     data, gauss, norms = (table.loc[(model, *place)] for model in ("data", GAUSSIAN, ELLIPTICAL))
                     print_row(f"{name} {kind} {'unit' if unit else 'raw'}", place, data, gauss, norms)
-                    gaps.append((data["resolvent"], data["left_out"], gauss["resolvent"]))
+                    routes = ("resolvent", "left_out", "uneven_resolvent", "uneven_modes")
+                    gaps.append((*(data[route] for route in routes), gauss["resolvent"]))
     print_gaps(np.log1p(np.array(gaps)))
 
 
 def print_row(name: str, place: tuple[int, float], data: pd.Series, gauss: pd.Series, norms: pd.Series) -> None:
     cells = [name, str(place[0]), f"{place[1]:g}", *(percent(data[route]) for route in ROUTES[1:])]
+    cells += [percent(data["uneven_resolvent"]), percent(data["uneven_modes"])]
     cells += [percent(world[route]) for world in (gauss, norms) for route in ("resolvent", "left_out")]
     cells += [percent(data[key]) for key in ("risk_deviation", "gcv", "loo_risk")]
     cells += [f"{data['unevenness']:.2f} ({data['unevenness_gaussian']:.2f})"]
@@ -81,15 +94,21 @@ def print_row(name: str, place: tuple[int, float], data: pd.Series, gauss: pd.Se
 
 
 def print_gaps(gap: np.ndarray) -> None:
-    """gap: log kappa over the spectrum's (cells, 3): resolvent, left-out variance, resolvent of the control."""
+    """gap: log kappa over the even spectrum's (cells, 5): resolvent, left-out, both as predicted for uneven points, and
+    the resolvent of the Gaussian control."""
     large = np.abs(gap[:, 0]) > 0.03
-    resolvent, left_out = gap[large, 0], gap[large, 1]
-    explained = 1 - np.abs(left_out).sum() / np.abs(resolvent).sum()
-    print(
-        f"\n{large.sum()} of {len(gap)} cells have a resolvent over 3 % off the spectrum: mean {resolvent.mean():+.3f}"
-    )
-    print(f"in log; the left-out variance is off by {left_out.mean():+.3f} there (rms {rms(left_out):.3f}), so")
-    print(f"unevenness accounts for {100 * explained:.0f} % of the gap. Gaussian control: rms {rms(gap[:, 2]):.4f}.")
+    words = ("resolvent", "left-out variance")
+    print(f"\n{large.sum()} of {len(gap)} cells have a resolvent more than 3 % off the spectrum of even points.")
+    head = ("off by, %", "even points: mean", "rms", "worst", "uneven points: mean", "rms", "worst")
+    print(f"| {' | '.join(head)} |\n" + "|---" * len(head) + "|")
+    for i, word in enumerate(words):
+        for name, cells in (("all cells", slice(None)), ("large gaps", large)):
+            even, uneven = 100 * gap[cells, i], 100 * (gap[cells, i] - gap[cells, i + 2])
+            values = [f"{v.mean():+.1f} | {rms(v):.1f} | {v[np.abs(v).argmax()]:+.1f}" for v in (even, uneven)]
+            print(f"| {word}, {name} | {' | '.join(values)} |")
+    explained = 1 - np.abs(gap[large, 0] - gap[large, 2]).sum() / np.abs(gap[large, 0]).sum()
+    print(f"\nUnevenness accounts for {100 * explained:.0f} % of the large gaps.", end=" ")
+    print(f"Gaussian control: rms {100 * rms(gap[:, 4]):.2f} %.")
 
 
 def rms(values: np.ndarray) -> float:
@@ -98,8 +117,8 @@ def rms(values: np.ndarray) -> float:
 
 def causes(options: argparse.Namespace) -> None:
     """The same training sizes with smaller pools, and with the points taken away whose nearest neighbour is nearest."""
-    print("| Fashion-MNIST, MLP | points | P | ridge | resolvent | left_out | risk | unevenness | nearest neighbour |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    head = "resolvent | left_out | uneven points: resolvent | left_out | risk | unevenness | nearest neighbour"
+    print(f"| Fashion-MNIST, MLP | points | P | ridge | {head} |\n" + "|---" * 11 + "|")
     for unit in (True, False):
         gram, targets = kernel("fashion_mnist", "mlp", unit, 2000)
         nearest = nearest_distance(gram)
@@ -110,7 +129,7 @@ def causes(options: argparse.Namespace) -> None:
             found = audit_kernel(
                 gram[index][:, index],
                 targets[index],
-                sizes=[400],
+                sizes=[300],
                 ridges=[1e-6],
                 num_draws=options.draws,
                 controls=False,
@@ -118,7 +137,8 @@ def causes(options: argparse.Namespace) -> None:
             row = kappa_table(found.table).iloc[0]
             what = f"{'unit norm' if unit else 'raw'}, {words}"
             print(
-                f"| {what} | {len(index)} | 400 | 1e-06 | {percent(row['resolvent'])} | {percent(row['left_out'])} "
+                f"| {what} | {len(index)} | 300 | 1e-06 | {percent(row['resolvent'])} | {percent(row['left_out'])} "
+                f"| {percent(row['uneven_resolvent'])} | {percent(row['uneven_modes'])} "
                 f"| {percent(row['risk_deviation'])} | {row['unevenness']:.2f} "
                 f"| {float(nearest_distance(gram[index][:, index]).median()):.2f} |",
                 flush=True,
@@ -155,26 +175,29 @@ def calibration(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for size, ridge, outputs in ((100, 1e-2, 1), (100, 1e-3, 1), (100, 1e-2, 5)):
         tables = list(gaussian_draws(options.draws, size, ridge, 400, outputs))
-        first = pd.concat([table[table["draw"] == 0] for table in tables])
+        every = pd.concat(tables)
         for route in ROUTES:
-            logs = np.log(first[f"kappa_{route}"] / first["kappa"])
-            errors = first[f"kappa_{route}_se_log"]
-            line(size, ridge, outputs, route, logs, errors)
-        difference = np.log(first["kappa_resolvent"] / first["kappa_spectrum"])
-        errors = np.sqrt(first["kappa_resolvent_se_log"] ** 2 - first["kappa_spectrum_se_log"] ** 2)
-        line(size, ridge, outputs, "resolvent - spectrum", difference, errors)
-        line(size, ridge, outputs, "left_out - resolvent", first["excess_log"], first["excess_se_log"])
+            logs = np.log(every[f"kappa_{route}"] / every["kappa"])
+            line(size, ridge, outputs, route, every, logs, every[f"kappa_{route}_se_log"])
+        difference = np.log(every["kappa_resolvent"] / every["kappa_spectrum"])
+        errors = np.sqrt(every["kappa_resolvent_se_log"] ** 2 - every["kappa_spectrum_se_log"] ** 2)
+        line(size, ridge, outputs, "resolvent - spectrum", every, difference, errors)
+        line(size, ridge, outputs, "left_out - resolvent", every, every["excess_log"], every["excess_se_log"])
         p = np.array([joint_test(table).p_value for table in tables])
         below = [100 * float((p < level).mean()) for level in (0.05, 0.5)]
         print(f"\njoint test of 8 training sets: p < 0.05 in {below[0]:.1f} %, p < 0.5 in {below[1]:.0f} %\n")
 
 
-def line(size: int, ridge: float, outputs: int, route: str, logs: pd.Series, errors: pd.Series) -> None:
-    good = np.isfinite(logs) & np.isfinite(errors)
-    logs, z = logs[good], (logs / errors)[good]
+def line(
+    size: int, ridge: float, outputs: int, route: str, rows: pd.DataFrame, logs: pd.Series, errors: pd.Series
+) -> None:
+    """Means over all training sets; their standard errors from the means of pools, which are independent."""
+    frame = pd.DataFrame({"pool": rows["pool"], "log": 100 * logs, "z": logs / errors, "error": errors}).dropna()
+    pools = frame.groupby("pool")[["log", "z"]].mean()
+    error = pools.sem()
     print(
-        f"| {size} | {ridge:g} | {outputs} | {route} | {100 * logs.mean():+.2f} | {100 * logs.sem():.2f} "
-        f"| {errors[good].mean():.4f} | {z.std():.3f} | {z.mean():+.3f} |",
+        f"| {size} | {ridge:g} | {outputs} | {route} | {frame['log'].mean():+.2f} | {error['log']:.2f} "
+        f"| {frame['error'].mean():.4f} | {frame['z'].std():.3f} | {frame['z'].mean():+.3f} ± {error['z']:.3f} |",
         flush=True,
     )
 

@@ -33,7 +33,9 @@ from ridgescope.theory.learnability import (
 )
 from ridgescope.theory.left_out import (
     LeftOutEstimate,
+    UnevenKappa,
     left_out_estimate,
+    uneven_kappa,
 )
 from ridgescope.theory.modes import (
     ModeEstimate,
@@ -118,6 +120,7 @@ __all__ = [
     "Source",
     "Spectrum",
     "Target",
+    "UnevenKappa",
     "WidthEstimate",
     "acting_ridge",
     "centred_risks",
@@ -154,4 +157,5 @@ __all__ = [
     "risks_at",
     "scaling_regimes",
     "tuned_learning_curve",
+    "uneven_kappa",
 ]

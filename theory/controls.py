@@ -21,8 +21,9 @@ def control_pool(
 
     Without ``norms`` the Gaussian control: what fails on the pool but not here is a failure of Gaussian universality;
     what fails here too is arithmetic, or a pool too small. With ``norms`` (m,), the diagonal of the real Gram matrix,
-    the elliptical control: each point is scaled to the norm of its real counterpart (its labels are not), which tells
-    what unequal norms alone do. 2 m^3 operations.
+    the elliptical control: each point is scaled by the norm of its real counterpart over the root mean square one (its
+    labels are not), which tells what unequal norms alone do; with equal norms it is a Gaussian control. 2 m^3
+    operations.
 
     Raises ``ValueError`` for norms that are not positive or not one per point.
     """
@@ -34,5 +35,5 @@ def control_pool(
         norms = positive("norms", as_float64("norms", norms))
         if norms.shape != (m,):
             raise ValueError(f"norms has shape {tuple(norms.shape)}; pass K(x, x) of the {m} points of the pool")
-        features = features * (norms / features.square().sum(1)).sqrt()[:, None]
+        features = features * (norms / norms.mean()).sqrt()[:, None]
     return features @ features.T, targets

@@ -17,9 +17,11 @@ import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ridgescope.theory._checks import Number, as_float64, positive
+from ridgescope.theory.pool import PoolEstimator
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,50 @@ def left_out_estimate(
         math.sqrt(expected),
         int((variance < 0.01 * variance.mean()).sum()),
     )
+
+
+@dataclass(frozen=True)
+class UnevenKappa:
+    """Both kappas of training points that differ as the pool's do: of the modes, and of the resolvent's trace."""
+
+    modes: float
+    resolvent: float
+    pool_ridge: float
+
+
+def uneven_kappa(pool: PoolEstimator, *, num_samples: Number, ridge: Number) -> UnevenKappa:
+    """The fixed point of the pool's spectrum for points that differ: ``PoolEstimator.predict`` without their likeness.
+
+    At each pool ridge k the pool gives u_mu, hence r_mu^2 = u_mu/mean u and kappa = M mean(u)/d1; k is solved for
+    1/kappa = mean r^2/(lam + r^2 kappa d1/P). With all r = 1 this is ``predict``'s kappa. O(M^2) a step, some 20 steps.
+
+    Raises as ``PoolEstimator.predict``, and ``ValueError`` where no pool ridge solves the equation.
+    """
+    start = pool.predict(num_samples, ridge).pool_ridge
+    squares, e, m = pool.vectors.square(), pool.eigenvalues, pool.size
+
+    def at(log_k: float) -> tuple[float, float, Tensor]:
+        k = math.exp(log_k)
+        left = (1 / (squares @ (1 / (e + k))) - k).clamp_min(0)
+        d1 = float((e / (e + k)).sum())
+        return m * float(left.mean()) / d1, d1, left / left.mean()
+
+    def excess(log_k: float) -> float:
+        kappa, d1, r2 = at(log_k)
+        return math.log(kappa * float((r2 / (ridge + r2 * kappa * d1 / num_samples)).mean()))
+
+    low = high = math.log(start)
+    for _ in range(60):
+        if excess(low) < 0:
+            break
+        low -= 0.2
+    for _ in range(60):
+        if excess(high) > 0:
+            break
+        high += 0.2
+    if not excess(low) <= 0 <= excess(high):
+        raise ValueError(f"no pool ridge near {start:.1e} gives ridge={ridge:g} with {num_samples:g} of {m} points")
+    log_k = float(brentq(excess, low, high, xtol=1e-10))
+    kappa, d1, r2 = at(log_k)
+    resolvent = 1 / float((1 / (ridge + r2 * kappa * d1 / num_samples)).mean())
+    return UnevenKappa(kappa, resolvent, math.exp(log_k))

@@ -85,6 +85,7 @@ def kappa_line(row: Mapping[Any, Any]) -> dict[str, Any]:
         "ridge": f"{row['ridge']:.3g}",
         "kappa": number(row["kappa"]),
         "routes": routes,
+        "predicted": f"{percent(row['uneven_resolvent'])}, {percent(row['uneven_modes'])}",
         "joint": row["joint_note"] or f"{row['joint_p']:.2g}",
         "risk": percent(row["risk_deviation"]),
         "gcv": percent(row["gcv"]),

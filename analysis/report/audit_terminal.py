@@ -12,9 +12,10 @@ from ridgescope.analysis.faults import Finding
 from ridgescope.analysis.joint import kappa_table
 from ridgescope.analysis.report.audit_page import kappa_line, network_line, term_line
 from ridgescope.analysis.report.terminal import COLOURS, encodable, print_verdicts
+from ridgescope.analysis.report.text import DASH
 from ridgescope.analysis.verdict import broken_links
 
-SHORT = {"resolvent": "resolvent", "left_out": "left-out", "loo": "LOO", "ratio": "risk ratio", "modes": "modes"}
+SHORT = {"resolvent": "resolv.", "left_out": "left-out", "loo": "LOO", "ratio": "ratio", "modes": "modes"}
 
 
 def print_audit(
@@ -36,8 +37,13 @@ def print_audit(
     print_verdicts(verdicts[~controls], console)
     for model, sentence in broken_links(verdicts[controls]).items():
         line(f"\n{model}: {sentence}")
-    line("\nκ by every route, in percent of the spectrum's ± one standard error over training sets", "bold")
+    line("\nκ by every route and the risk, in percent off what the spectrum predicts", "bold")
     console.print(_kappas(table, console))
+    line(
+        "± is one standard error over training sets; p is that of exact agreement of all routes. Gauss and norms are",
+        "dim",
+    )
+    line("the Gaussian and the elliptical control.", "dim")
     if len(networks):
         line("\nTrained networks", "bold")
         console.print(_networks(console, networks))
@@ -52,11 +58,13 @@ def print_audit(
 
 def _kappas(table: pd.DataFrame, console: Console) -> Table:
     shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for heading in ("points", "P", "λ", "κ", *(SHORT[route] for route in ROUTES[1:]), "risk/theory", "joint p"):
+    for heading in ("points", "P", "λ", "κ", *(SHORT[route] for route in ROUTES[1:]), "risk", "p"):
         shown.add_column(encodable(console, heading), justify="left" if heading == "points" else "right")
     for row in map(kappa_line, kappa_table(table).to_dict("records")):
         routes = [text.replace(" %", "").replace(" ± ", "±") for text in row["routes"]]
-        values = (row["model"].split()[0], row["P"], row["ridge"], row["kappa"], *routes, row["risk"], row["joint"])
+        model = {GAUSSIAN: "Gauss", ELLIPTICAL: "norms"}.get(row["model"], "data")
+        joint = DASH if "need" in row["joint"] else row["joint"]
+        values = (model, row["P"], row["ridge"], row["kappa"], *routes, row["risk"].removesuffix(" %"), joint)
         shown.add_row(*(Text(encodable(console, value)) for value in values))
     return shown
 

@@ -78,8 +78,9 @@ def test_controls_keep_spectrum_targets_and_norms(pool: tuple) -> None:
     # means over 50 x 150 points, whose norms vary by about one
     assert sum(traces) / 50 == pytest.approx(float(estimator.eigenvalues.sum()), rel=0.05)
     assert sum(powers) / 50 == pytest.approx(float(estimator.target_power.sum()), rel=0.1)
-    elliptical, _ = control_pool(estimator, generator, gram.diagonal())
-    torch.testing.assert_close(elliptical.diagonal(), gram.diagonal(), rtol=1e-12, atol=0.0)
+    norms = torch.linspace(0.1, 1.9, 150, dtype=torch.float64) * 3  # mean squared norms in units of three
+    one, other = (control_pool(estimator, torch.Generator().manual_seed(1), v)[0] for v in (None, norms))
+    torch.testing.assert_close(other.diagonal() / one.diagonal(), norms / 3, rtol=1e-12, atol=0.0)
     with pytest.raises(ValueError, match="of the 150 points"):
         control_pool(estimator, generator, gram.diagonal()[:9])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from ridgescope.theory import left_out_estimate, power_law, resolvent_estimate
+from ridgescope.theory import left_out_estimate, pool_estimator, power_law, resolvent_estimate, uneven_kappa
 
 
 def resolvent_diagonal(gram: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +83,27 @@ def test_points_of_unequal_size_keep_the_kappa_of_the_modes() -> None:
     assert known.kappa == pytest.approx(resolvent, rel=0.015)  # one draw: 1/P and 3 standard errors of 0.4 %
     assert estimate.kappa == pytest.approx(kappa, rel=0.015)
     assert estimate.unevenness == pytest.approx(0.6, rel=0.1)  # the coefficient of variation of r^2
+
+
+def test_a_pool_of_unequal_points_predicts_both_kappas() -> None:
+    """Elliptical points again: 600 predict training sets of 200 of them, where the formula of even points is wrong."""
+    ridge, eta, generator = 1e-3, power_law(900, 1.3).eta, torch.Generator().manual_seed(3)
+    scale = torch.where(torch.arange(600) % 2 == 0, 0.3, 1.7).double()
+    x = torch.randn(600, 900, generator=generator, dtype=torch.float64) * eta.sqrt() * scale.sqrt()[:, None]
+    gram = x @ x.T
+    pool = pool_estimator(gram, x[:, :1])
+    predicted = uneven_kappa(pool, num_samples=200, ridge=ridge)
+    even = pool.predict(200, ridge).kappa2
+    measured = []
+    for _ in range(8):
+        train = torch.randperm(600, generator=generator)[:200]
+        values, diagonal = resolvent_diagonal(gram[train][:, train], ridge)
+        known = resolvent_estimate(values, ridge=ridge)
+        measured.append((known.kappa, left_out_estimate(diagonal, ridge=ridge, gamma=known.gamma).kappa))
+    resolvent, modes = (sum(column) / 8 for column in zip(*measured, strict=True))
+    assert resolvent < 0.9 * even
+    assert predicted.resolvent == pytest.approx(resolvent, rel=0.03)  # 8 draws of the scales: 3 standard errors of 1 %
+    assert predicted.modes == pytest.approx(modes, rel=0.03)
 
 
 def test_bad_input_is_named_with_its_fix() -> None:
