@@ -94,6 +94,7 @@ def run_audit(plain: dict[str, Any], *, command: str) -> tuple[pd.DataFrame, Pat
     dtype = _DTYPES[plain["dtype"]]
     if not 0 < plain["level"] < 0.5:
         raise UserError(f"level={plain['level']} is the chance of a wrong verdict; choose 0 < level < 0.5")
+    _check(plain)
     given = _points(plain, dtype)
     model = plain["module"].rpartition(":")[2]
     grams, network = _kernels(plain, given, dtype)
@@ -123,6 +124,22 @@ def run_audit(plain: dict[str, Any], *, command: str) -> tuple[pd.DataFrame, Pat
     attribution = _attribution(plain, grams, targets)
     folder = Path(plain["output"]) / plain["name"]
     return _finish(folder, kernel, verdicts, findings, networks, attribution, model, plain, command)
+
+
+def _check(plain: dict[str, Any]) -> None:
+    """What can be refused before anything is computed."""
+    seeds = plain["num_seeds"]
+    if seeds < 1 or seeds == 2:
+        raise UserError(f"num_seeds={seeds} cannot be split into terms; use 1 for no attribution, or at least 3")
+    if plain["checkpoint"] and seeds > 1:
+        raise UserError(f"one checkpoint has one set of weights; drop num_seeds={seeds} or checkpoint")
+    if plain["trained"] and (plain["dataset"] is None or plain["train_ridge"] is None):
+        raise UserError(
+            "trained networks need to be told what they were trained on and how: dataset=package.module:function that "
+            "returns (train inputs, train targets, test inputs, test targets), and train_ridge=LAM"
+        )
+    if plain["trained"]:
+        trained_files(Path(plain["trained"]))
 
 
 def _finish(
@@ -177,10 +194,6 @@ def _with_channels(inputs: Tensor, channels: int | None) -> Tensor:
 
 def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[list[Tensor], nn.Module]:
     """Trace kernels (M, M) in float64, one for each seed, and the network of the first."""
-    if plain["num_seeds"] < 1:
-        raise UserError(f"num_seeds={plain['num_seeds']} must be at least 1")
-    if plain["checkpoint"] and plain["num_seeds"] > 1:
-        raise UserError(f"one checkpoint has one set of weights; drop num_seeds={plain['num_seeds']} or checkpoint")
     inputs = given.inputs[: plain["points"]]
     memory = _bytes(plain["memory"])
     grams, first = [], None
@@ -220,11 +233,6 @@ def _networks(plain: dict[str, Any], network: nn.Module, dtype: torch.dtype) -> 
     """One row for each trained network that the user gave."""
     if plain["trained"] is None:
         return pd.DataFrame()
-    if plain["dataset"] is None or plain["train_ridge"] is None:
-        raise UserError(
-            "trained networks need to be told what they were trained on and how: dataset=package.module:function that "
-            "returns (train inputs, train targets, test inputs, test targets), and train_ridge=LAM"
-        )
     rows = []
     for seed, draw, path in trained_files(Path(plain["trained"])):
         points = load_points(plain["dataset"], draw, dtype).points

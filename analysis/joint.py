@@ -53,7 +53,7 @@ def joint_test(rows: pd.DataFrame) -> Joint:
 
 def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
     """One row per pool, P and ridge: kappa by the spectrum, every other route over it with its error over draws,
-    its scatter over that of Gaussian points, the prediction for points that differ as the pool's do, the joint test, and
+    its scatter over that of Gaussian points, the prediction for points as uneven as the pool's, the joint test, and
     the risk."""
     rows = []
     for (model, size, ridge), part in table.groupby(["model", "P", "ridge"], sort=False):
