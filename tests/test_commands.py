@@ -294,3 +294,50 @@ def test_the_coordinate_check_prints_its_slopes_and_keeps_its_table(call: Callab
     status, _, err = call("coordinates", "optimiser.learning_rate=null")
     assert status == 2
     assert "needs one learning rate for all networks; give optimiser.learning_rate" in err
+
+
+NETWORK = """
+from torch import nn
+
+def small(width=16):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 10))
+"""
+
+
+@pytest.mark.slow
+def test_audit_takes_a_network_that_is_not_ours(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "their_network.py").write_text(NETWORK)
+    words = ("module=their_network:small", "points=90", "sizes=[40]", "ridges=[1e-2]", "num_draws=4")
+    status, out, err = call("audit", *words, "num_seeds=3")
+    assert status == 0, err
+    for expected in ("κ by every route", "bias", "Gaussian control", "report:"):
+        assert expected in out
+    folder = tmp_path / "runs" / "audit"
+    tables = {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
+    assert tables.keys() == {"audit", "kappa", "verdicts", "attribution"}
+    assert set(tables["verdicts"]["verdict"]) <= {"holds", "fails", "undetermined"}
+    page = (folder / "index.html").read_text()
+    assert "<svg" in page
+    assert "their_network:small" in page
+    assert "http" not in page.replace("http-equiv", "")  # self-contained
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("module=nowhere:x",), "cannot import nowhere"),
+        (("module=their_network:small", "num_seeds=2"), "num_seeds=2 cannot be split"),
+        (("module=their_network:small", "checkpoint=none.safetensors"), "none.safetensors does not exist"),
+        (("module=their_network:small", "channels=3"), "cannot take inputs of shape"),
+        (("module=their_network:small", "trained=weights"), "need to be told what they were trained on"),
+        ((), "no value for module"),
+    ],
+)
+def test_a_mistake_in_an_audit_is_one_line(
+    words: tuple[str, ...], message: str, call: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    (tmp_path / "their_network.py").write_text(NETWORK)
+    status, _, err = call("audit", "points=60", "sizes=[20]", "ridges=[1e-2]", "num_draws=4", *words)
+    assert status == 2
+    assert message in err
+    assert err.strip().splitlines()[-1].startswith("ridgescope: error:")

@@ -12,6 +12,7 @@ COMMANDS = {
     "analyse": "measure and project the cells of an experiment, without retraining",
     "coordinates": "check that one learning rate serves the whole width ladder, lazy to rich",
     "kernels": "list a store of kernels, check and clean it",
+    "audit": "kappa, attribution and verdicts for a network of your own, or of torchvision",
     "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
     "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
     "sync": "upload the wandb runs that were written offline",
@@ -69,6 +70,8 @@ def _run(command: str) -> int:
             from ridgescope.analysis.coordinate_check import coordinate_check as run
         elif command == "kernels":
             from ridgescope.analysis.kernels import kernels as run
+        elif command == "audit":
+            from ridgescope.analysis.audit_main import audit as run
         elif command == "submit":
             from ridgescope.cluster.main import submit as run
         elif command == "status":
