@@ -17,6 +17,7 @@ from ridgescope.analysis.experiment import Tables, project
 from ridgescope.analysis.kernels import open_store
 from ridgescope.analysis.report import print_verdicts, write_report
 from ridgescope.analysis.verdict import evaluate, failed_required
+from ridgescope.analysis.wandb_view import show
 from ridgescope.models import KernelStore
 from ridgescope.train.cell import is_done
 from ridgescope.train.config import checked
@@ -26,7 +27,6 @@ from ridgescope.train.main import cell_folder, run_cell
 from ridgescope.train.progress import duration, progress, quiet, say
 from ridgescope.train.provenance import environment
 from ridgescope.train.sweep import compose_cells, experiment_lines
-from ridgescope.train.wandb_logging import finish, make_logger
 
 CLAIM_FAILED = 3  # exit status; 2 is a mistake of the user
 
@@ -128,7 +128,7 @@ def report(
     print_verdicts(verdicts, Console())
     if tables.unfinished:
         say(f"{len(tables.unfinished)} cells are not finished and not in the report: {', '.join(tables.unfinished)}")
-    _log(experiment, tables, verdicts, logging_settings)
+    show(experiment, tables.networks, verdicts, logging_settings, time.monotonic() - started)
     say(f"analysis took {duration(time.monotonic() - started)}")
     print(f"\nreport: {page}")
     return verdicts
@@ -148,30 +148,6 @@ def _metadata(experiment: Path, tables: Tables, command: str) -> dict[str, Any]:
         "cells": int(networks["run"].nunique()),
         "not finished": ", ".join(tables.unfinished) or "none",
     }
-
-
-def _log(experiment: Path, tables: Tables, verdicts: pd.DataFrame, settings: dict[str, Any]) -> None:
-    logger = make_logger(
-        experiment / "report",
-        mode=settings["wandb"],
-        project=settings["project"],
-        entity=settings["entity"],
-        group=experiment.name,
-        job_type="analysis",
-        name=f"{experiment.name}-analysis",
-        run_id=f"{experiment.name}-analysis",
-        tags=settings["tags"],
-        config={"experiment": experiment.name, "networks": len(tables.networks)},
-    )
-    if logger is None:
-        return
-    import wandb
-
-    flat = verdicts.drop(columns="runs").astype({"scope": str})
-    logger.experiment.log({"verdicts": wandb.Table(dataframe=flat)})
-    for verdict, count in verdicts["verdict"].value_counts().items():
-        logger.experiment.summary[f"verdicts/{verdict}"] = int(count)
-    finish(logger)
 
 
 register()

@@ -46,8 +46,25 @@ class StatusConfig:
     resubmit: bool = False  # submit what failed or is missing, with the settings of the last submission
 
 
+@dataclass
+class SyncConfig:
+    folder: str = MISSING  # of an experiment, or of many, such as runs
+    online: bool = False  # also runs that began online: those that lost their network half way
+    dry_run: bool = False  # only name what would be uploaded
+
+
+@dataclass
+class DashboardConfig:
+    folder: str = MISSING  # of an experiment: its name is the group whose runs are shown
+    project: str = "ridgescope"
+    entity: str | None = None  # null: your own
+    out: str | None = None  # a file for the workspace as JSON, instead of saving it in wandb
+
+
 def register() -> None:
     store = ConfigStore.instance()
     store.store("submit_schema", SubmitConfig)
     store.store("status_schema", StatusConfig)
+    store.store("sync_schema", SyncConfig)
+    store.store("dashboard_schema", DashboardConfig)
     store.store("cluster_schema", ClusterConfig, group="cluster")

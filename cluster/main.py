@@ -1,4 +1,4 @@
-"""``ridgescope submit`` and ``ridgescope status``."""
+"""``ridgescope submit``, ``status``, ``sync`` and ``dashboard``."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +13,7 @@ from ridgescope.cluster.submission import PlannedCell, Submission, load_all
 from ridgescope.train.config import cell_name, checked
 from ridgescope.train.config import register as register_train
 from ridgescope.train.entry import one_line_errors
+from ridgescope.train.files import write_json
 from ridgescope.train.progress import say
 
 
@@ -56,6 +57,35 @@ def status(config: DictConfig) -> None:
         _tell(experiment, submit_cells(experiment, again, last["cluster"], last["analysis"]))
     elif again:
         print(f"submit these {len(again)} again: ridgescope status folder={experiment} resubmit=true")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="sync")
+@one_line_errors
+def sync(config: DictConfig) -> None:
+    """Upload the offline wandb runs of an experiment."""
+    from ridgescope.cluster.sync import offline_runs, upload
+
+    plain = checked(config)
+    runs = offline_runs(Path(plain["folder"]), plain["online"])
+    for run in runs:
+        print(run)
+    if not plain["dry_run"]:
+        upload(runs)
+    print(f"{len(runs)} runs {'to upload' if plain['dry_run'] else 'uploaded'}")
+
+
+@hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="dashboard")
+@one_line_errors
+def dashboard(config: DictConfig) -> None:
+    """Save the wandb workspace of an experiment, or write it into a file."""
+    from ridgescope.cluster.dashboard import save, serialised, workspace
+
+    plain = checked(config)
+    group = Path(plain["folder"]).name
+    if plain["out"] is None:
+        print(f"dashboard: {save(plain['project'], plain['entity'], group)}")
+    else:
+        write_json(Path(plain["out"]), serialised(workspace(plain["project"], plain["entity"] or "", group)))
 
 
 def _tell(experiment: Path, submission: Submission | None) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it looks for a network when the tests end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

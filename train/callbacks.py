@@ -12,6 +12,7 @@ import lightning as L
 
 from ridgescope.train import interruption
 from ridgescope.train.checkpoint import Checkpoint, CheckpointFile
+from ridgescope.train.errors import UserError
 from ridgescope.train.progress import LINE_EVERY, say
 from ridgescope.train.training import EnsembleTraining
 
@@ -78,16 +79,15 @@ class MetricsFile(L.Callback):
                 for e, (a, b, c, d) in enumerate(values)
             ]
         )
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(
-                {
-                    "train/loss": float(training.losses.median()),
-                    "train/risk": float(training.fits.median()),
-                    "train/optimality_gap": float(training.gaps.max()),
-                    "train/active_members": float(training.active.sum()),
-                    "trainer/global_step": float(training.step),
-                }
-            )
+        summary = {
+            "train/program": float(self.program),
+            "train/loss": float(training.losses.median()),
+            "train/risk": float(training.fits.median()),
+            "train/optimality_gap": float(training.gaps.max()),
+            "train/active_members": float(training.active.sum()),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(summary, step=training.step)
 
     def _append(self, rows: Sequence[Sequence[object]]) -> None:
         _append(self.path, rows)
@@ -101,11 +101,14 @@ def start_metrics(path: Path) -> None:
 def _append(path: Path, rows: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, text.getvalue().encode())  # at once: processes of several devices share the file
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, text.getvalue().encode())  # at once: processes of several devices share the file
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); free space, the same command continues") from error
 
 
 def _cut_last_line(path: Path) -> None:
@@ -117,7 +120,11 @@ def _cut_last_line(path: Path) -> None:
 
 
 class PlainProgress(L.Callback):
-    """A line every half minute (most programs finish before the first), and one for each member that diverges."""
+    """A line every half minute (most programs finish before the first), and one for each member that diverges, which
+    names its ``cell``: the folder that holds the config."""
+
+    def __init__(self, cell: str = "") -> None:
+        self.cell = cell
 
     def on_fit_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
         self.named: set[int] = set()
@@ -130,7 +137,7 @@ class PlainProgress(L.Callback):
         if training.num_diverged > len(self.named):
             for e in set(training.diverged.nonzero()[:, 0].tolist()) - self.named:
                 self.named.add(e)
-                say(f"  diverged at step {int(training.steps[e])}, the others go on: {training.members[e]}")
+                say(f"  {self.cell} diverged at step {int(training.steps[e])}, others go on: {training.members[e]}")
         if time.monotonic() - self.last >= LINE_EVERY:
             self.last = time.monotonic()
             say(

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import pandas as pd
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -74,7 +74,7 @@ def train_cell(
     precision: str = "highest",
     compile: bool = False,
     checkpoint_every: float = 60.0,
-    logger: WandbLogger | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Train every member of a cell and write the folder; returns the content of ``done.json``.
 
@@ -136,7 +136,7 @@ def train_cell(
             checkpoint_every=checkpoint_every,
         )
         if devices == 1:
-            programs.train(range(len(plan)), logger=logger)
+            programs.train(range(len(plan)), loggers=loggers)
         else:
             train_on_devices(programs, devices)
         return _finish(folder, len(plan), time.monotonic() - started)

@@ -79,9 +79,12 @@ class AdamConfig:
 
 @dataclass
 class LoggingConfig:
-    """wandb: ``auto`` is online where a key and a network exist, else offline; or online, offline, disabled."""
+    """wandb: ``auto`` is online where a key and a network exist, else offline; or online, offline, disabled.
+
+    metrics.csv is written always; ``tensorboard`` adds event files for ``tensorboard --logdir runs``."""
 
     wandb: str = "auto"
+    tensorboard: bool = False
     project: str = "ridgescope"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)

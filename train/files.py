@@ -39,10 +39,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     detached = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(detached, temporary, metadata))
+
+    def save(temporary: Path) -> None:
+        try:
+            save_file(detached, temporary, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, save)
 
 
 def read_json(path: Path) -> Any:

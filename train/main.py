@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ridgescope.train.cell import is_done, train_cell
-from ridgescope.train.config import cell_hash, cell_name, checked, parse_memory, register
+from ridgescope.train.config import cell_name, checked, parse_memory, register
 from ridgescope.train.data import prepare_data
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import write_json
+from ridgescope.train.loggers import watching
 from ridgescope.train.progress import duration, quiet, say
-from ridgescope.train.wandb_logging import finish, make_logger
 
 _PASSED_ON = (
     "ridges", "num_seeds", "design", "seed", "alpha", "batch_size", "max_steps", "tolerance", "stop", "online",
@@ -44,7 +45,8 @@ def run_cell(config: DictConfig) -> Path:
         _train(plain, folder)
     except UserError as error:
         if folder.is_dir():
-            write_json(folder / "failed.json", {"error": str(error)})
+            with suppress(UserError):  # on a full disk the first message is the one that matters
+                write_json(folder / "failed.json", {"error": str(error)})
         raise
     (folder / "failed.json").unlink(missing_ok=True)
     return folder
@@ -64,37 +66,24 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"cannot make {plain['model'].get('_target_')} or its optimiser: {reason}") from error
     data = prepare_data(**plain["data"], num_draws=plain["num_draws"], dtype=dtype)
-    wandb = plain["logging"]
-    logger = make_logger(
-        folder,
-        mode=wandb["wandb"],
-        project=wandb["project"],
-        entity=wandb["entity"],
-        group=plain["name"],
-        job_type="train",
-        name=folder.name,
-        run_id=f"{plain['name']}-{cell_hash(plain)}",
-        tags=wandb["tags"],
-        config=plain,
-    )
-    try:
-        train_cell(
-            folder,
-            config=plain,
-            data=data,
-            factory=factory,
-            optimiser=optimiser,
-            dtype=dtype,
-            memory=memory,
-            logger=logger,
-            **{key: plain[key] for key in _PASSED_ON},
-        )
-    except UserError:
-        raise
-    except ValueError as error:  # a network that refuses its arguments says so in one line
-        raise UserError(str(error)) from error
-    finally:
-        finish(logger)
+    with watching(folder, plain) as (loggers, summarise):
+        try:
+            done = train_cell(
+                folder,
+                config=plain,
+                data=data,
+                factory=factory,
+                optimiser=optimiser,
+                dtype=dtype,
+                memory=memory,
+                loggers=loggers,
+                **{key: plain[key] for key in _PASSED_ON},
+            )
+        except UserError:
+            raise
+        except ValueError as error:  # a network that refuses its arguments says so in one line
+            raise UserError(str(error)) from error
+        summarise({f"cell/{key}": value for key, value in done.items() if key != "format"})
 
 
 @hydra.main(version_base="1.3", config_path="pkg://ridgescope.conf", config_name="train")

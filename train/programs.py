@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
@@ -50,16 +50,16 @@ class Programs:
     compile: bool
     checkpoint_every: float
 
-    def train(self, indices: Iterable[int], device: int | None = None, logger: WandbLogger | None = None) -> None:
+    def train(self, indices: Iterable[int], device: int | None = None, loggers: Sequence[Logger] = ()) -> None:
         """Train those of ``indices`` that are not finished, from their checkpoints where they have any."""
         for index in indices:
             checkpoints = CheckpointFile(checkpoint_path(self.folder, index), self.identity, self.plan[index])
             if finished(self.folder, index) is None:
                 with interruption.deferred():
-                    self._train(index, checkpoints, device, logger)
+                    self._train(index, checkpoints, device, loggers)
             checkpoints.remove()
 
-    def _train(self, index: int, checkpoints: CheckpointFile, device: int | None, logger: WandbLogger | None) -> None:
+    def _train(self, index: int, checkpoints: CheckpointFile, device: int | None, loggers: Sequence[Logger]) -> None:
         start = checkpoints.read()
         first = start.step if start is not None else 0
         module = RidgeData(self.data, batch_size=self.batch_size, seed=self.seeds[0], first_step=first)
@@ -80,12 +80,12 @@ class Programs:
             forward=fast_forward(self.network, self.precision, self.compile, self.initial.dtype),
         )
         test = (self.data.test_inputs, self.data.test_targets)
-        callbacks: list[L.Callback] = [MetricsFile(self.folder / "metrics.csv", index), PlainProgress()]
+        callbacks: list[L.Callback] = [MetricsFile(self.folder / "metrics.csv", index), PlainProgress(self.folder.name)]
         steps = log_spaced_steps(self.max_steps, self.measure_per_decade)
         if steps:
             callbacks.append(Trajectory(steps, test, kernels=self.measure_kernels))
         callbacks.append(Checkpoints(checkpoints, start, self.checkpoint_every))  # after all that it saves
-        fit(training, module, accelerator=self.accelerator, device=device, logger=logger, callbacks=callbacks)
+        fit(training, module, accelerator=self.accelerator, device=device, loggers=loggers, callbacks=callbacks)
         save_program(self.folder, index, training, test)
 
 
@@ -118,7 +118,7 @@ def fit(
     *,
     accelerator: str = "cpu",
     device: int | None = None,
-    logger: WandbLogger | None = None,
+    loggers: Sequence[Logger] = (),
     callbacks: Sequence[L.Callback] = (),
 ) -> None:
     """One Lightning fit of one program: a single epoch without end, which the training itself stops.
@@ -129,7 +129,7 @@ def fit(
         max_epochs=1,
         accelerator=accelerator,
         devices=1 if device is None or accelerator == "cpu" else [device],
-        logger=logger if logger is not None else False,
+        logger=list(loggers) or False,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # one process, whatever batch system it runs under
         enable_checkpointing=False,

@@ -1,12 +1,16 @@
-"""wandb as a view of the results: never needed, never waited for.
+"""wandb as a view of the results: never needed, never waited for longer than ten seconds.
 
-One wandb run per job; group = experiment name, job type = train or analysis, id = cell hash (stable over restarts).
+Without a key or an answer from the server a run is written offline, into the folder that it is about, and
+``ridgescope sync`` uploads it later; where the network goes away half way, everything is on disk as well.
 """
 
 import netrc
 import os
+import re
 import socket
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -16,23 +20,42 @@ from ridgescope.train.errors import UserError
 from ridgescope.train.progress import say
 
 Mode = Literal["online", "offline", "disabled"]
-_CONNECT_SECONDS = 3.0
+_CONNECT_SECONDS = 2.0
+_START_SECONDS = 5.0
+_FINISH_SECONDS = 4.0  # for what is not uploaded yet at the end
 
 
 def resolve_mode(wanted: str) -> Mode:
-    """``auto`` becomes online only where a key is configured and the server answers; else offline.
+    """``auto`` and ``online`` become offline without a key or an answer; where online was asked for, with a word.
 
     wandb itself would block for 100 s before it found out that there is no network.
     """
     wanted = os.environ.get("WANDB_MODE") or wanted
     if wanted == "dryrun":  # what Lightning's logger itself writes into the environment once it is offline
         wanted = "offline"
-    if wanted in ("online", "offline", "disabled"):
+    if wanted in ("offline", "disabled"):
         return wanted  # type: ignore[return-value]
-    if wanted != "auto":
+    if wanted not in ("auto", "online"):
         raise UserError(f"logging.wandb={wanted!r} is unknown; choose auto, online, offline or disabled")
+    reason = why_offline()
+    if reason is None:
+        return "online"
+    if wanted == "online":
+        say(f"wandb: {reason}; writing offline, upload it later with ridgescope sync")
+    return "offline"
+
+
+def why_offline() -> str | None:
+    """Why nothing can be sent from here, or None. A name server that does not answer is waited for no longer either."""
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    return "online" if _has_key(server.hostname) and _answers(server.hostname, server.port or 443) else "offline"
+    if not _has_key(server.hostname):
+        return "no key (wandb login, or WANDB_API_KEY)"
+    answered: list[bool] = []
+    port = server.port or (80 if server.scheme == "http" else 443)
+    asking = Thread(target=lambda: answered.append(_answers(server.hostname, port)), daemon=True)
+    asking.start()
+    asking.join(_CONNECT_SECONDS)
+    return None if answered == [True] else f"no answer from {server.hostname} within {_CONNECT_SECONDS:.0f} s"
 
 
 def make_logger(
@@ -52,35 +75,70 @@ def make_logger(
     resolved = resolve_mode(mode)
     if resolved == "disabled":
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "10")
+    words: dict[str, Any] = {
+        "project": project,
+        "entity": entity,
+        "group": group,
+        "job_type": job_type,
+        "name": name,
+        "id": re.sub(r"[^\w.-]", "-", run_id),  # wandb refuses some characters
+        "tags": tags,
+        "config": config,
+    }
     try:
-        logger = WandbLogger(
-            project=project,
-            entity=entity,
-            group=group,
-            job_type=job_type,
-            name=name,
-            id=run_id,
-            tags=tags,
-            save_dir=folder,
-            dir=str(folder),
-            config=config,
-            offline=resolved == "offline",
-        )
-        _ = logger.experiment  # starts it, so that a failure shows here and not in the middle of a fit
+        folder.mkdir(parents=True, exist_ok=True)
+        if resolved == "online":
+            try:
+                return _start(folder, words, offline=False)
+            except Exception as error:
+                _give_up()
+                say(f"wandb: {_first_line(error)}; writing offline, upload it later with ridgescope sync")
+        return _start(folder, words, offline=True)
     except Exception as error:
-        say(f"wandb is not available ({str(error).splitlines()[0]}); results are in {folder} all the same")
+        _give_up()
+        say(f"wandb is not available ({_first_line(error)}); results are in {folder} all the same")
         return None
-    logger.experiment.define_metric("*", step_metric="trainer/global_step")
-    return logger
 
 
 def finish(logger: WandbLogger | None) -> None:
     """End the run; without it the next job of this process would be logged into this one."""
-    if logger is not None:
+    if logger is None:
+        return
+    try:
         logger.experiment.finish()
+    except Exception as error:  # such as a full disk: the run is a view, the results are elsewhere
+        _give_up()
+        say(f"wandb: the run ended early ({_first_line(error)})")
+
+
+def _start(folder: Path, words: dict[str, Any], *, offline: bool) -> WandbLogger:
+    # its own error reports wait for a network of their own, 12 to 20 s at the end of a process that has none
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    settings = wandb.Settings(
+        mode="offline" if offline else "online",  # the process may have had a run of the other kind before
+        init_timeout=_START_SECONDS,
+        finish_timeout=_FINISH_SECONDS,
+        silent=True,
+        console="off",  # the output of a command belongs to its log, not to the run that happens to be open
+    )
+    logger = WandbLogger(**words, save_dir=folder, dir=str(folder), offline=offline, settings=settings)
+    # starts it, so that a failure shows here and not in the middle of a fit
+    logger.experiment.define_metric("*", step_metric="trainer/global_step")
+    return logger
+
+
+def _give_up() -> None:
+    """Forget a run that could not start or end: its id is free again, and the next run is one of its own."""
+    with suppress(Exception):
+        import wandb
+
+        wandb.teardown(exit_code=1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _has_key(host: str | None) -> bool:

@@ -134,6 +134,20 @@ def test_without_a_queue_the_state_is_read_from_the_files(
     assert any("squeue is not on the PATH" in note for note in seen.notes)
 
 
+def test_without_accounts_the_queue_and_the_files_still_say_most(submission: Make, finish: Finish, tool: Tool) -> None:
+    made = submission()
+    made.arrays = [ArrayJob(7, 0, 3)]
+    made.save()
+    finish("a", "begun")
+    tool("squeue", "echo '7|1|RUNNING|None'")
+    tool("sacct", "echo 'sacct: error: Slurm accounting storage is disabled' >&2; exit 1")
+    seen = overview(made.folder.parents[1])
+    assert [state.state for state in seen.states] == ["failed", "missing", "waiting", "waiting", "missing"]
+    assert seen.states[0].reason == "its job is gone"
+    note = "the accounts are not known, so some reasons are missing: sacct failed: Slurm accounting storage is disabled"
+    assert seen.notes == [note]
+
+
 def test_submitting_without_slurm_says_what_else_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SlurmError, match=r"sbatch is not on the PATH; .*`ridgescope validate` runs the same sweep"):

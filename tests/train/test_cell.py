@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, breaks)
     assert json.loads(path.read_text()) == [1, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
+    """No file can grow beyond 8 kB: weights do not fit. Then they can."""
+    words = "-m ridgescope train name=a data=digits data.pool_size=100 data.test_size=50 data.train_size=10 num_draws=1"
+    command = f"exec {sys.executable} {words} num_seeds=1 ridges=[1e-1] model.width=64"
+    full = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], cwd=tmp_path, capture_output=True, text=True)
+    assert full.returncode == 2
+    message = full.stderr.splitlines()[-1]
+    assert message.startswith("ridgescope: error: cannot write runs/a/cells/")
+    assert "initial.safetensors (" in message
+    assert "File too large" in message
+    assert message.endswith("; free space or choose output=FOLDER")
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("runs/a/cells/*/done.json")] == ["done.json"]
