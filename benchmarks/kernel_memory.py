@@ -71,7 +71,8 @@ def start(folder: Path, memory: str, arguments: argparse.Namespace) -> subproces
 
 def finish(process: subprocess.Popen[str]) -> dict[str, float]:
     out, _ = process.communicate()
-    assert process.returncode == 0
+    if process.returncode:
+        raise SystemExit(f"a run ended with status {process.returncode}")
     return dict(json.loads(out))
 
 
