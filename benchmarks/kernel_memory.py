@@ -1,6 +1,6 @@
 """Does a kernel that does not fit its memory budget stay within it, and does a killed run end with the same bits?
 
-    python benchmarks/kernel_memory.py [--inputs 10000] [--width 512] [--memory 200MB 600MB] [--folder FOLDER]
+    python benchmarks/kernel_memory.py [--inputs 10000] [--width 512] [--memory 350MB] [--folder FOLDER]
 
 The trace kernel of an MLP (784 inputs, 3 hidden layers, 10 outputs, float32) is computed to disk, once in peace and
 once killed by SIGKILL at a third of its tiles and continued; the files are compared byte for byte. Each run is a
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--memory", nargs="+", default=["200MB", "600MB"])
+    parser.add_argument("--memory", nargs="+", default=["350MB"])
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--compute", type=Path, default=None)
     arguments = parser.parse_args()
