@@ -70,14 +70,15 @@ def claims_from(entries: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
     return claims
 
 
-def _packaged() -> dict[str, Claim]:
-    text = resources.files("ridgescope.conf").joinpath("claims/default.yaml").read_text(encoding="utf-8")
+def packaged_claims(name: str) -> dict[str, Claim]:
+    """The claims of ``conf/claims/NAME.yaml``."""
+    text = resources.files("ridgescope.conf").joinpath(f"claims/{name}.yaml").read_text(encoding="utf-8")
     entries = OmegaConf.to_container(OmegaConf.create(text))
     assert isinstance(entries, dict)
     return claims_from(entries)  # type: ignore[arg-type]
 
 
-DEFAULT_CLAIMS = _packaged()
+DEFAULT_CLAIMS = packaged_claims("default")
 # The keys of the three links, in order. The finite-width law speaks for its link where the architecture has one; else
 # the kernel is compared with infinite width.
 CHAIN = (("theory",), ("blocks", "width"), ("lazy",))

@@ -1,12 +1,13 @@
 """Settings of the two analysis commands."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from ridgescope.analysis.claims import Claim
-from ridgescope.train.config import LoggingConfig
+from ridgescope.train.config import DataConfig, LoggingConfig
 
 
 @dataclass
@@ -15,6 +16,8 @@ class AnalyseConfig:
     infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
     claims: dict[str, Claim] = field(default_factory=dict)  # what is judged; see conf/claims
     level: float = 0.05  # chance that any verdict of a family is wrong
+    kernels: str | None = None  # folder of a store: kernels computed once are read by later analyses
+    kernels_limit: str = "20GB"  # of the store; the least recently used are removed
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
@@ -31,10 +34,37 @@ class ValidateConfig:
     infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
     claims: dict[str, Claim] = field(default_factory=dict)  # what is judged; see conf/claims
     level: float = 0.05  # chance that any verdict of a family is wrong
+    kernels: str | None = None  # folder of a store: kernels computed once are read by later analyses
+    kernels_limit: str = "20GB"  # of the store; the least recently used are removed
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass
+class CoordinatesConfig:
+    """See :mod:`ridgescope.analysis.coordinates`; the model's own width and parameterisation are not used."""
+
+    name: str = "coordinates"
+    output: str = "runs"
+    data: DataConfig = MISSING
+    model: Any = MISSING
+    optimiser: Any = MISSING
+    parameterisations: list[str] = field(default_factory=lambda: ["ntk", "mup"])
+    alphas: list[float] = field(default_factory=lambda: [1e-2, 1e-1, 1.0, 1e1, 1e2])
+    widths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
+    steps: int = 40
+    num_seeds: int = 2
+
+
+@dataclass
+class KernelsConfig:
+    folder: str = MISSING  # of a store of kernels
+    check: bool = False  # read every kernel and compare its checksums
+    remove: str | None = None  # a name or its beginning, all, unfinished, damaged
 
 
 def register() -> None:
     store = ConfigStore.instance()
+    store.store("kernels_schema", KernelsConfig)
     store.store("analyse_schema", AnalyseConfig)
     store.store("validate_schema", ValidateConfig)
+    store.store("coordinates_schema", CoordinatesConfig)

@@ -11,6 +11,7 @@ required claims, the others, and the widths of one claim. Input: a table ``netwo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -81,10 +82,14 @@ class Chain:
 
 
 def chains(verdicts: pd.DataFrame) -> dict[str, Chain]:
-    """For each model: which of the three links of the chain holds, and which breaks where."""
+    """For each model: which of the three links of the chain holds, and which breaks where.
+
+    Of claims that are not about this chain, each is a link of its own.
+    """
     found = {}
     for model, rows in verdicts.groupby("model", sort=False):
-        judged = [link for keys in CHAIN if (link := _speaking(rows, keys)) is not None]
+        names = CHAIN if set(rows["claim"]) & set(chain(*CHAIN)) else [(key,) for key in rows["claim"].unique()]
+        judged = [link for keys in names if (link := _speaking(rows, keys)) is not None]
         links = {str(link["link"].iloc[0]): link for link in judged}
         broken = [name for name, link in links.items() if (link["verdict"] == "fails").any()]
         if broken:
@@ -107,8 +112,8 @@ def _speaking(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame | None:
 def broken_links(verdicts: pd.DataFrame) -> dict[str, str]:
     """One sentence per model: the opening of its chain, and the state of each link."""
     return {
-        model: f"{chain.opening}: {'; '.join(f'{name} {where}' for name, where in chain.links.items())}."
-        for model, chain in chains(verdicts).items()
+        model: f"{found.opening}: {'; '.join(f'{name} {where}' for name, where in found.links.items())}."
+        for model, found in chains(verdicts).items()
     }
 
 

@@ -1,12 +1,13 @@
 """A ladder of 384 networks trained to certified optima, then again under random SIGKILLs: time, and the same tables?
 
-    OMP_NUM_THREADS=2 python benchmarks/kill_ladder.py whole FOLDER [--limit SECONDS]
-    OMP_NUM_THREADS=2 python benchmarks/kill_ladder.py torn FOLDER [--kills 20] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/kill_ladder.py whole FOLDER [--widths 16 32 64 128 256 512]
+    OMP_NUM_THREADS=1 python benchmarks/kill_ladder.py torn FOLDER [--kills 20] [--seed 0] [--widths ...]
     python benchmarks/kill_ladder.py compare FOLDER
 
-MLPs of 6 widths on digits, 2 sizes, 2 ridges, 4 seeds x 4 draws, all by ``ridgescope train -m``. ``torn`` starts the
-same command in another folder and kills it, each time a random while after its first sign of life, until it has been
-killed often enough; it can be called again to go on. ``compare`` prints both tables' digests and every difference.
+MLPs of 6 widths on digits, 2 sizes, 2 ridges, 4 seeds x 4 draws, by ``ridgescope train -m``; two calls, each with half
+the widths, share two cores. ``torn`` runs the same command in another folder, kills it after a random processor time,
+starts it again, until that has happened often enough, then lets it end. ``compare`` prints times, statuses, a digest of
+each table, and every difference. The command runs in forks of a process that has imported torch already.
 """
 
 import argparse
@@ -14,77 +15,77 @@ import hashlib
 import json
 import os
 import random
-import resource
-import subprocess
+import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
+from ridgescope.__main__ import main as command
+
 LADDER = [
-    "data=digits", "model=mlp", "model.width=16,32,64,128,256,512", "data.train_size=100,200", "ridges=[1e-2,1e-4]",
-    "num_seeds=4", "num_draws=4", "design=crossed", "alpha=10", "checkpoint_every=5", "logging.wandb=disabled",
+    "train", "-m", "data=digits", "model=mlp", "data.train_size=100,200", "ridges=[1e-2,1e-4]", "num_seeds=4",
+    "num_draws=4", "design=crossed", "alpha=10", "checkpoint_every=5", "logging.wandb=disabled", "name=ladder",
 ]  # fmt: skip
 
 
-def start(output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ridgescope", "train", "-m", *LADDER, "name=ladder", f"output={output}"]
-    return subprocess.Popen([*command, f"hydra.sweep.dir={output / 'hydra'}"], stderr=subprocess.DEVNULL)
+def start(output: Path, widths: list[int]) -> int:
+    """The number of a process that trains the ladder."""
+    child = os.fork()
+    if child:
+        return child
+    place = [f"model.width={','.join(map(str, widths))}", f"output={output}"]
+    sys.argv = ["ridgescope", *LADDER, *place]
+    code = 1
+    try:
+        code = command()
+    finally:
+        os._exit(code)
 
 
-def whole(folder: Path, limit: float) -> None:
-    """One part of the ladder, ended by SIGTERM after ``limit`` seconds; called again it goes on."""
-    log = folder / "whole.json"
-    parts: list[dict[str, object]] = json.loads(log.read_text()) if log.exists() else []
+def whole(folder: Path, widths: list[int]) -> None:
     begun, load = time.monotonic(), os.getloadavg()[0]
-    process = start(folder / "whole")
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(limit)
-    process.terminate()
-    code, used = process.wait(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    parts.append(
-        {
-            "exit": code,
-            "seconds": round(time.monotonic() - begun, 1),
-            "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
-            "peak_memory_GB": round(used.ru_maxrss / 1e6, 2),
-            "threads": os.environ.get("OMP_NUM_THREADS"),
-            "load_before_and_after": [round(load, 1), round(os.getloadavg()[0], 1)],
-        }
-    )
-    log.write_text(json.dumps(parts))
-    print(parts[-1])
+    _, status, used = os.wait4(start(folder / "whole", widths), 0)
+    report = {
+        "widths": widths,
+        "exit": os.waitstatus_to_exitcode(status),
+        "seconds": round(time.monotonic() - begun, 1),
+        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_memory_GB": round(used.ru_maxrss / 1e6, 2),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+    }
+    _log(folder, "whole", widths, [report])
+    print(report)
 
 
-def torn(folder: Path, kills: int, seed: int) -> None:
-    """Kills are spread so that about 6/5 of them fit into the time that the whole ladder took."""
-    log = folder / "kills.json"
-    done: list[dict[str, object]] = json.loads(log.read_text()) if log.exists() else []
-    random.seed(seed + len(done))
-    parts = json.loads((folder / "whole.json").read_text())
-    longest = 2 * sum(part["seconds"] for part in parts) / (1.2 * kills)
+def torn(folder: Path, widths: list[int], kills: int, seed: int, longest: float) -> None:
+    """``longest``: processor seconds to the last possible kill of a process; the time is uniform below."""
+    generator, done = random.Random(seed), []
     while len(done) < kills:
-        process, after = start(folder / "torn"), random.uniform(0, longest)
-        before = _newest(folder / "torn")
-        while process.poll() is None and _newest(folder / "torn") == before:
-            time.sleep(0.05)
-        alive = time.monotonic()
-        while process.poll() is None and time.monotonic() < alive + after:
+        child, after = start(folder / "torn", widths), generator.uniform(0, longest)
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            if _processor_seconds(child) >= after:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                break
             time.sleep(0.01)
-        if process.poll() is not None:
-            sys.exit(f"the ladder ended with status {process.poll()} after {len(done)} kills: too few")
-        process.kill()
-        process.wait()
-        done.append({"seconds_alive": round(after, 2)} | _standing(folder / "torn"))
-        log.write_text(json.dumps(done))
+        else:
+            sys.exit(f"the ladder ended after {len(done)} kills: too few, lower --longest")
+        done.append({"widths": widths, "processor_seconds": round(after, 2)} | _standing(folder / "torn"))
+        _log(folder, "kills", widths, done)
         print(done[-1], flush=True)
-    print("exit", start(folder / "torn").wait())
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(start(folder / "torn", widths), 0)[1]))
 
 
-def _newest(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in folder.glob("ladder/cells/*/*")), default=0.0)
+def _log(folder: Path, name: str, widths: list[int], content: list[dict[str, object]]) -> None:
+    (folder / f"{name}-{'-'.join(map(str, widths))}.json").write_text(json.dumps(content))
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5)
 
 
 def _standing(folder: Path) -> dict[str, int]:
@@ -103,14 +104,15 @@ def table(folder: Path) -> pd.DataFrame:
 
 
 def compare(folder: Path) -> None:
+    for name in ("whole", "kills"):
+        print(
+            *(row for path in sorted(folder.glob(f"{name}-*.json")) for row in json.loads(path.read_text())), sep="\n"
+        )
     ours, theirs = (table(folder / name) for name in ("whole", "torn"))
-    parts = json.loads((folder / "whole.json").read_text())
-    print(*parts, sep="\n")
-    print({name: round(sum(part[name] for part in parts), 1) for name in ("seconds", "processor_seconds")})
     print(ours.groupby("cell")[["steps", "optimality_gap"]].max().assign(networks=ours.groupby("cell").size()))
     for name, frame in (("whole", ours), ("torn", theirs)):
         digest = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()[:16]
-        print(f"{name}: {len(frame)} networks, {dict(frame['status'].value_counts())}, table {digest}")
+        print(f"{name}: {len(frame)} networks, {frame['status'].value_counts().to_dict()}, table {digest}")
     print(ours.compare(theirs) if len(ours) == len(theirs) else "different lengths")
 
 
@@ -118,15 +120,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["whole", "torn", "compare"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--widths", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--longest", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=3600.0)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    import ridgescope.train.main  # noqa: F401  (torch and Lightning, before the forks)
+
     if options.part == "whole":
-        whole(options.folder, options.limit)
+        whole(options.folder, options.widths)
     elif options.part == "torn":
-        torn(options.folder, options.kills, options.seed)
+        torn(options.folder, options.widths, options.kills, options.seed, options.longest)
     else:
         compare(options.folder)
 

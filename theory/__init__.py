@@ -1,6 +1,13 @@
 """Random-matrix theory of ridge regression on kernels and random features, as pure float64 functions."""
 
+from ridgescope.theory.acting import (
+    Acting,
+    acting_ridge,
+)
 from ridgescope.theory.certificate import Certificate, certificate
+from ridgescope.theory.controls import (
+    control_pool,
+)
 from ridgescope.theory.curves import (
     optimal_ridge,
     tuned_learning_curve,
@@ -9,9 +16,11 @@ from ridgescope.theory.estimators import (
     KappaEstimate,
     KernelRidgeFit,
     ResolventEstimate,
+    independent_outputs,
     kappa_from_risks,
     kernel_ridge,
     kernel_ridge_fit,
+    pool_kappa_errors,
     resolvent_estimate,
 )
 from ridgescope.theory.gradient_flow import (
@@ -26,6 +35,12 @@ from ridgescope.theory.learnability import (
     Learned,
     learned_modes,
 )
+from ridgescope.theory.left_out import (
+    LeftOutEstimate,
+    UnevenKappa,
+    left_out_estimate,
+    uneven_kappa,
+)
 from ridgescope.theory.modes import (
     ModeEstimate,
     kappa_from_heldout,
@@ -35,6 +50,10 @@ from ridgescope.theory.pool import (
     PoolEstimator,
     PoolPrediction,
     pool_estimator,
+)
+from ridgescope.theory.pool_modes import (
+    kappa_from_pool_modes,
+    leading_modes,
 )
 from ridgescope.theory.power_laws import (
     Diagnosis,
@@ -82,6 +101,7 @@ from ridgescope.theory.width import (
 )
 
 __all__ = [
+    "Acting",
     "AdditiveNoise",
     "Certificate",
     "Chain",
@@ -95,6 +115,7 @@ __all__ = [
     "KernelFlow",
     "KernelRidgeFit",
     "Learned",
+    "LeftOutEstimate",
     "ModeEstimate",
     "Nystrom",
     "Pool",
@@ -111,28 +132,36 @@ __all__ = [
     "Spectrum",
     "StochasticResolvent",
     "Target",
+    "UnevenKappa",
     "WidthEstimate",
+    "acting_ridge",
     "centred_risks",
     "certificate",
     "compressed_power_law",
     "conjugate_gradients",
+    "control_pool",
     "diagnose",
     "effective_width",
     "effective_width_from_population",
     "flow_risks",
     "gaussian_equivalent",
     "geometric",
+    "independent_outputs",
     "kappa_from_heldout",
     "kappa_from_modes",
+    "kappa_from_pool_modes",
     "kappa_from_risks",
     "kernel_flow",
     "kernel_ridge",
     "kernel_ridge_fit",
+    "leading_modes",
     "learned_modes",
+    "left_out_estimate",
     "log_kappa_errors",
     "nystrom",
     "optimal_ridge",
     "pool_estimator",
+    "pool_kappa_errors",
     "power_law",
     "power_law_bias",
     "power_law_constant",
@@ -145,4 +174,5 @@ __all__ = [
     "scaling_regimes",
     "stochastic_resolvent",
     "tuned_learning_curve",
+    "uneven_kappa",
 ]

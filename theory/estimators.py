@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ridgescope.theory._checks import Number, as_float64, nonnegative
-from ridgescope.theory.pool import checked_gram
+from ridgescope.theory.pool import PoolEstimator, PoolPrediction, checked_gram
 from ridgescope.theory.resolvents import Resolvent, Resolvents
 
 
@@ -137,12 +137,14 @@ def kappa_from_risks(
     num_samples: Number,
     gamma: Number,
     test_squared_errors: Float[Tensor, " t"] | None = None,
+    outputs: Number = 1,
 ) -> KappaEstimate:
     """kappa = lam sqrt(E_test/E_train), since E_train = (lam/kappa)^2 E_test (arXiv:2110.03922).
 
     ``gamma`` is df2/P, measured or predicted; it carries the correlated fluctuation of E_train, which the
     naive error of a mean would understate by up to a half. ``test_squared_errors`` (t) gives the error of
-    ``test_risk``, which counts as exact without it. O(t).
+    ``test_risk``, which counts as exact without it. ``outputs`` is the number of independent ones, over which the
+    fluctuation averages (``independent_outputs``). O(t).
 
     Raises ``ValueError`` unless ridge, both risks and num_samples are positive and 0 <= gamma < 1.
     """
@@ -158,13 +160,37 @@ def kappa_from_risks(
             )
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma={gamma:g} must lie in [0, 1); pass df2/num_samples")
-    variance = 2 * (1 + gamma) / (num_samples * (1 - gamma))
+    if not outputs >= 1:
+        raise ValueError(f"outputs={outputs:g} must be at least 1; pass independent_outputs(residuals)")
+    variance = 2 * (1 + gamma) / (num_samples * (1 - gamma) * outputs)
     if test_squared_errors is not None:
         errors = as_float64("test_squared_errors", test_squared_errors)
         if len(errors) < 2:
             raise ValueError(f"test_squared_errors has {len(errors)} entries; pass at least 2, or None")
         variance += float(errors.var() / errors.mean() ** 2) / len(errors)
     return KappaEstimate(ridge * math.sqrt(test_risk / train_risk), 0.5 * math.sqrt(variance))
+
+
+def independent_outputs(residuals: Float[Tensor, "t c"]) -> float:
+    """How many uncorrelated outputs of equal size would fluctuate like these: (tr E)^2/tr E^2 of their covariance.
+
+    1 for one output; C for C alike and uncorrelated. O(t c^2).
+    """
+    covariance = residuals.T @ residuals
+    return float(covariance.trace().square() / covariance.square().sum())
+
+
+def pool_kappa_errors(pool: PoolEstimator, prediction: PoolPrediction, num_samples: Number) -> tuple[float, float]:
+    """(se, bias) of log kappa2 of ``pool.predict`` at infinite width: the pool is a sample too (Gaussian data).
+
+    With k the pool ridge, the pool's own resolvent has log kappa_M(k) = truth + noise, and lam = kappa (1-d1/P) turns
+    an error of it into (M-df2)/(P-df2) times itself. A training set of the pool shares this error: with kappa_hat its
+    resolvent's estimate, Cov(log kappa_hat, log kappa2) = Var(log kappa2), so Var(log kappa_hat/kappa2) is the
+    *difference* of the variances, and training sets of one pool are uncorrelated given it. O(M).
+    """
+    own = resolvent_estimate(pool.eigenvalues, ridge=prediction.pool_ridge)
+    factor = (pool.size - prediction.df2) / (num_samples - prediction.df2)
+    return factor * own.se_log, factor * own.bias_log
 
 
 def check_ridge(ridge: Number) -> None:

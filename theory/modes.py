@@ -32,7 +32,18 @@ class ModeEstimate:
     high: float
 
 
-Residuals = Callable[[Tensor], tuple[Tensor, Tensor]]
+Residuals = Callable[[Tensor], tuple[Tensor, Tensor]]  # learned -> residuals of the modes and their variances
+Shrinkage = Callable[[float], tuple[Tensor, Tensor]]  # x -> learned and its derivative in x, mode by mode
+
+
+def shrinkage_of(eta: Float[Tensor, " modes"]) -> Shrinkage:
+    """L = eta/(eta+kappa) and -L U as a function of log kappa."""
+
+    def at(log_kappa: float) -> tuple[Tensor, Tensor]:
+        learned = eta / (eta + math.exp(log_kappa))
+        return learned, -learned * (1 - learned)
+
+    return at
 
 
 def kappa_from_modes(
@@ -66,10 +77,11 @@ def kappa_from_modes(
     def residuals(learned: Tensor) -> tuple[Tensor, Tensor]:
         return v - learned * c, learned.square() * test_risk / num_samples + extra
 
-    log_kappa, information = _descend(residuals, c, eta, _first_guess(eta, num_samples, start))
+    shrinkage = shrinkage_of(eta)
+    log_kappa, information = descend(residuals, c, shrinkage, _first_guess(eta, num_samples, start))
     floor = 1 / (num_samples * (1 - gamma))
     se = math.sqrt(1 / information + floor)
-    return _with_profile(residuals, c, eta, log_kappa, se, floor)
+    return with_profile(residuals, c, shrinkage, log_kappa, se, floor)
 
 
 def kappa_from_heldout(
@@ -113,16 +125,17 @@ def kappa_from_heldout(
         variance = learned.square() * test_risk / num_samples + over_points.clamp_min(0) / len(f)
         return shrunk - learned * full, variance
 
-    log_kappa, information = _descend(residuals, c, eta, _first_guess(eta, num_samples, start))
-    learned = eta / (eta + math.exp(log_kappa))
-    jacobian = -learned * (1 - learned) * c
+    shrinkage = shrinkage_of(eta)
+    log_kappa, information = descend(residuals, c, shrinkage, _first_guess(eta, num_samples, start))
+    learned, slope = shrinkage(log_kappa)
+    jacobian = slope * c
     weight = jacobian / residuals(learned)[1] / information
     data = float((weight.square() * learned.square()).sum()) * test_risk / num_samples
     # the modes share the same held-out points: variance of the combination, not sum of the variances
     floor = 1 / (num_samples * (1 - gamma))
     combined = f * (phi @ weight) - y * (phi @ (weight * learned))
     se = math.sqrt(data + floor + float(combined.var()) / len(f))
-    return _with_profile(residuals, c, eta, log_kappa, se, floor)
+    return with_profile(residuals, c, shrinkage, log_kappa, se, floor)
 
 
 def _product_moments(phi: Tensor, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -159,15 +172,16 @@ def _first_guess(eta: Tensor, num_samples: Number, start: Number | None) -> floa
     return math.log(float(leading.median()))
 
 
-def _descend(residuals: Residuals, c: Tensor, eta: Tensor, log_kappa: float) -> tuple[float, float]:
-    """Gauss-Newton in log kappa with the weights refreshed each step; steps clipped to 1, halved when they
-    turn.
+def descend(residuals: Residuals, c: Tensor, shrinkage: Shrinkage, log_kappa: float) -> tuple[float, float]:
+    """Gauss-Newton in log kappa with the weights refreshed each step; steps clipped to 1, halved when they turn.
+
+    Returns log kappa and the information about it. Raises as ``kappa_from_modes``.
     """
     damping, previous = 1.0, 0.0
     information = 0.0
     for _ in range(200):
-        learned = eta / (eta + math.exp(log_kappa))
-        jacobian = -learned * (1 - learned) * c
+        learned, slope = shrinkage(log_kappa)
+        jacobian = slope * c
         residual, variance = residuals(learned)
         information = float((jacobian.square() / variance).sum())
         if not information > 0:
@@ -186,16 +200,16 @@ def _descend(residuals: Residuals, c: Tensor, eta: Tensor, log_kappa: float) -> 
     )
 
 
-def _with_profile(
-    residuals: Residuals, c: Tensor, eta: Tensor, log_kappa: float, se: float, floor: float
+def with_profile(
+    residuals: Residuals, c: Tensor, shrinkage: Shrinkage, log_kappa: float, se: float, floor: float
 ) -> ModeEstimate:
     """The interval where |score| <= 1 standard error: score(x)^2 = 1 + floor * information, both at x
     itself.
     """
 
     def outside(x: float) -> bool:
-        learned = eta / (eta + math.exp(x))
-        jacobian = -learned * (1 - learned) * c
+        learned, slope = shrinkage(x)
+        jacobian = slope * c
         residual, variance = residuals(learned)
         information = float((jacobian.square() / variance).sum())
         score = float((jacobian * residual / variance).sum())

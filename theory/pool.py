@@ -63,8 +63,8 @@ class PoolEstimator:
 
     eigenvalues: Float[Tensor, " m"]
     target_power: Float[Tensor, " m"]
-    _vectors: Float[Tensor, "m m"] = field(repr=False)
-    _projections: Float[Tensor, "m c"] = field(repr=False)
+    vectors: Float[Tensor, "m m"] = field(repr=False)
+    projections: Float[Tensor, "m c"] = field(repr=False)
 
     @property
     def size(self) -> int:
@@ -79,8 +79,8 @@ class PoolEstimator:
         if form == "gcv":
             missed = k / (e + k)
             return float((self.target_power * missed**2).sum() / missed.mean() ** 2)
-        residual = self._vectors @ (self._projections / (e + k)[:, None])
-        diagonal = (self._vectors**2) @ (1 / (e + k))
+        residual = self.vectors @ (self.projections / (e + k)[:, None])
+        diagonal = (self.vectors**2) @ (1 / (e + k))
         return float(((residual / diagonal[:, None]) ** 2).sum() / self.size)
 
     def predict(

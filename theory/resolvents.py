@@ -1,7 +1,7 @@
 """The resolvents ``R = (K/P + lam)^-1`` of one kernel at several ridges, from as few factorisations as serve.
 
 One eigendecomposition serves every ridge; a Cholesky factor with its inverse serves one, in a fifth to an eighth of the
-time (n >= 500; benchmarks/kernel_spectrum.py), and its products are as accurate.
+time (500 to 2000 rows; docs/results/kernel_engine.md), and its products are as accurate.
 
 Symbols: A = K/P (n, n) symmetric, P samples, lam ridge; for a full C x C kernel n = C P and rows are c P + mu.
 """
@@ -17,35 +17,36 @@ from ridgescope.theory._checks import Number
 from ridgescope.theory.certificate import Certificate, certificate
 from ridgescope.theory.lanczos import largest_eigenvalue
 
-BREAK_EVEN = 8  # ridges from which one eigendecomposition costs less than Cholesky factors with their inverses
+BREAK_EVEN = 8  # ridges from which one eigendecomposition costs less than Cholesky factors and their inverses
 
 
 @dataclass(frozen=True)
 class Resolvent:
-    """``R`` at one ridge, held as a matrix or as eigenvectors (n, n) with the weights 1/(e + lam)."""
+    """``R = root diag(weights) root^T`` at one ridge.
+
+    From eigenvectors the weights are 1/(e + lam); from a Cholesky factor L the root is ``L^-T``, without weights.
+    """
 
     ridge: float
     certificate: Certificate
-    _matrix: Float64[Tensor, "n n"]
+    _root: Float64[Tensor, "n n"]
     _weights: Float64[Tensor, " n"] | None = None
 
     def times(self, targets: Float64[Tensor, "n c"]) -> Float64[Tensor, "n c"]:
         """``R targets``."""
-        if self._weights is None:
-            return self._matrix @ targets
-        return self._matrix @ (self._weights[:, None] * (self._matrix.T @ targets))
+        inside = self._root.T @ targets
+        return self._root @ (inside if self._weights is None else self._weights[:, None] * inside)
 
     def blocks(self, outputs: int = 1) -> Float64[Tensor, "samples c c"]:
-        """The C x C diagonal block of each sample; its inverse gives the left-out residual."""
-        if self._weights is None:
-            square = self._matrix.unflatten(0, (outputs, -1)).unflatten(2, (outputs, -1))
-            return square.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
-        rows = self._matrix.unflatten(0, (outputs, -1)).transpose(0, 1)  # (samples, c, n)
-        return (rows * self._weights) @ rows.transpose(1, 2)
+        """The C x C diagonal block of each sample; its inverse gives the left-out residual. n^2 C operations."""
+        rows = self._root.unflatten(0, (outputs, -1)).transpose(0, 1)  # (samples, c, n)
+        return (rows if self._weights is None else rows * self._weights) @ rows.transpose(1, 2)
 
     def mean(self) -> float:
         """``tr R / n``."""
-        return float((self._matrix.diagonal() if self._weights is None else self._weights).mean())
+        if self._weights is None:
+            return float(self._root.norm()) ** 2 / len(self._root)
+        return float(self._weights.mean())
 
 
 class Resolvents:
@@ -75,7 +76,7 @@ class Resolvents:
             self.eigenvalues, self._vectors = torch.linalg.eigh(matrix)
             extremes = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
         else:
-            extremes = math.nan, largest_eigenvalue(matrix)
+            extremes = math.nan, largest_eigenvalue(lambda v: matrix @ v, len(matrix))
         self._known = certificate(matrix, extremes, precision=precision)
 
     def at(self, ridge: Number) -> Resolvent:
@@ -88,10 +89,23 @@ class Resolvents:
         factor, info = torch.linalg.cholesky_ex(shifted)
         if int(info) != 0:  # an eigenvalue lies at or below -ridge
             _require(replace(self._known, smallest=-float(ridge)), ridge)
-        inverse = torch.cholesky_inverse(factor)
-        found = replace(self._known, smallest=1 / largest_eigenvalue(inverse) - ridge)
+        root = shifted.zero_()
+        _invert(factor, root.T)
+        norm = largest_eigenvalue(lambda v: root @ (root.T @ v), len(root))
+        found = replace(self._known, smallest=1 / norm - ridge)
         _require(found, ridge)
-        return Resolvent(float(ridge), found, inverse)
+        return Resolvent(float(ridge), found, root)
+
+
+def _invert(lower: Tensor, out: Tensor) -> None:
+    """The inverse of a triangular matrix into ``out``, by halves: matrix products, up to 1.6 times LAPACK's speed."""
+    n, half = len(lower), len(lower) // 2
+    if n <= 128:
+        out.copy_(torch.linalg.solve_triangular(lower, torch.eye(n, dtype=lower.dtype), upper=False))
+        return
+    _invert(lower[:half, :half], out[:half, :half])
+    _invert(lower[half:, half:], out[half:, half:])
+    torch.mm(out[half:, half:], lower[half:, :half] @ out[:half, :half], out=out[half:, :half]).neg_()
 
 
 def _require(found: Certificate, ridge: Number) -> None:

@@ -120,7 +120,11 @@ def _cut_last_line(path: Path) -> None:
 
 
 class PlainProgress(L.Callback):
-    """A line every half minute (most programs finish before the first), and one for each member that diverges."""
+    """A line every half minute (most programs finish before the first), and one for each member that diverges, which
+    names its ``cell``: the folder that holds the config."""
+
+    def __init__(self, cell: str = "") -> None:
+        self.cell = cell
 
     def on_fit_start(self, trainer: L.Trainer, training: L.LightningModule) -> None:
         self.named: set[int] = set()
@@ -133,7 +137,7 @@ class PlainProgress(L.Callback):
         if training.num_diverged > len(self.named):
             for e in set(training.diverged.nonzero()[:, 0].tolist()) - self.named:
                 self.named.add(e)
-                say(f"  diverged at step {int(training.steps[e])}, the others go on: {training.members[e]}")
+                say(f"  {self.cell} diverged at step {int(training.steps[e])}, others go on: {training.members[e]}")
         if time.monotonic() - self.last >= LINE_EVERY:
             self.last = time.monotonic()
             say(

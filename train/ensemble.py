@@ -7,7 +7,7 @@ Bach 2019, arXiv:1812.07956): alpha -> infinity is kernel regression with the ke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ Forward = Callable[[dict[str, Tensor], Tensor], Tensor]
 """``(parameters (E, *shape) by name, each member's inputs (E, n, ...)) -> (E, n, C)``"""
 
 
+@runtime_checkable
 class NetworkFactory(Protocol):
     """Builds one network; every other argument (width, depth, ...) is already bound."""
 

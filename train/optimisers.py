@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ridgescope.train.training import EnsembleTraining
 
 
+@runtime_checkable
 class OptimiserFactory(Protocol):
     """``bytes_per_member`` tells the memory budget what one more member costs; ``decay`` in [0, 1] is the factor of
     the learning rate after a share of the steps."""

@@ -80,7 +80,7 @@ class Programs:
             forward=fast_forward(self.network, self.precision, self.compile, self.initial.dtype),
         )
         test = (self.data.test_inputs, self.data.test_targets)
-        callbacks: list[L.Callback] = [MetricsFile(self.folder / "metrics.csv", index), PlainProgress()]
+        callbacks: list[L.Callback] = [MetricsFile(self.folder / "metrics.csv", index), PlainProgress(self.folder.name)]
         steps = log_spaced_steps(self.max_steps, self.measure_per_decade)
         if steps:
             callbacks.append(Trajectory(steps, test, kernels=self.measure_kernels))

@@ -125,9 +125,9 @@ def write_report(
         for kind, title, figure in _figures(str(model), verdicts, table, spectra):
             stem = f"{_slug(str(model))}_{kind}"
             svg = figure_bytes(figure, "svg")
-            _replace(out_dir / "figures" / f"{stem}.svg", svg)
-            _replace(out_dir / "figures" / f"{stem}.pdf", figure_bytes(figure, "pdf"))
-            drawings.append(Drawing(kind, stem, title, _inline(svg.decode(), stem, title)))
+            replace_file(out_dir / "figures" / f"{stem}.svg", svg)
+            replace_file(out_dir / "figures" / f"{stem}.pdf", figure_bytes(figure, "pdf"))
+            drawings.append(Drawing(kind, stem, title, inline_svg(svg.decode(), stem, title)))
         section = _section(str(model), verdicts, table, drawings)
         sections.append(section | {"attribution": _attribution(attribution, networks, str(model))})
     tables = {"networks": networks, "cells": table, "verdicts": verdicts}
@@ -136,11 +136,11 @@ def write_report(
     if attribution is not None and len(attribution):
         tables["attribution"] = attribution
     for name, frame in tables.items():
-        _replace(out_dir / f"{name}.parquet", _parquet(frame))
+        replace_file(out_dir / f"{name}.parquet", parquet_bytes(frame))
     flat = verdicts.assign(runs=verdicts["runs"].map(" ".join))
-    _replace(out_dir / "verdicts.csv", flat.to_csv(index=False).encode())
+    replace_file(out_dir / "verdicts.csv", flat.to_csv(index=False).encode())
     page = out_dir / "index.html"
-    _replace(page, _render(networks, verdicts, sections, metadata).encode())
+    replace_file(page, _render(networks, verdicts, sections, metadata).encode())
     return page
 
 
@@ -198,7 +198,7 @@ def _section(model: str, verdicts: pd.DataFrame, table: pd.DataFrame, drawings: 
         f"{identity['parameterisation']} parameterisation, laziness alpha = {identity['alpha']:g}",
         "chain": chains(mine)[model],
         "kappa": kappa_sentence(of_model),
-        "claims": [_claim(rows) for _, rows in mine.groupby("claim", sort=False)],
+        "claims": [claim_lines(rows) for _, rows in mine.groupby("claim", sort=False)],
         "cells": [_cell(row) for row in of_model.to_dict("records")],
         "drawings": drawings,
     }
@@ -240,7 +240,8 @@ def _attribution(table: pd.DataFrame | None, networks: pd.DataFrame, model: str)
     return blocks
 
 
-def _claim(rows: pd.DataFrame) -> dict[str, Any]:
+def claim_lines(rows: pd.DataFrame) -> dict[str, Any]:
+    """Verdicts of one claim, over all cells and per width, as the templates show them."""
     lines = [_line(row) for row in rows.to_dict("records")]
     return {"overall": lines[0], "per_width": lines[1:]}
 
@@ -277,37 +278,45 @@ def _cell(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _render(
-    networks: pd.DataFrame,
-    verdicts: pd.DataFrame,
-    sections: list[dict[str, Any]],
-    metadata: Mapping[str, Any],
-) -> str:
-    environment = Environment(
+def templates() -> Environment:
+    """Where pages come from: escaping on, a missing value is an error."""
+    return Environment(
         loader=PackageLoader("ridgescope.analysis.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(
+    networks: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    sections: list[dict[str, Any]],
+    metadata: Mapping[str, Any],
+) -> str:
     style = resources.files("ridgescope.analysis.report").joinpath("style.css").read_text(encoding="utf-8")
     heading = {"title": "Ridge theory against trained networks", "created": ""}
-    return environment.get_template("template.html").render(
-        **{key: str(metadata.get(key, default)) for key, default in heading.items()},
-        style=Markup(style),
-        rule=RULE,
-        marks=MARKS,
-        summary=summary(verdicts),
-        sections=sections,
-        cell_headings=[heading for heading, *_ in CELL_COLUMNS],
-        network_headings=[heading for heading, _ in NETWORK_COLUMNS],
-        networks=[
-            # a run that trained several members together is linked by its first row
-            _network(row) | {"first": first}
-            for row, first in zip(networks.to_dict("records"), ~networks["run"].duplicated(), strict=True)
-        ],
-        not_converged=[_network(row) for row in networks[~networks["converged"].astype(bool)].to_dict("records")],
-        provenance={key: _plain(value) for key, value in metadata.items() if key not in heading},
+    return (
+        templates()
+        .get_template("template.html")
+        .render(
+            **{key: str(metadata.get(key, default)) for key, default in heading.items()},
+            style=Markup(style),
+            rule=RULE,
+            marks=MARKS,
+            summary=summary(verdicts),
+            sections=sections,
+            cell_headings=[heading for heading, *_ in CELL_COLUMNS],
+            network_headings=[heading for heading, _ in NETWORK_COLUMNS],
+            networks=[
+                # a run that trained several members together is linked by its first row
+                _network(row) | {"first": first}
+                for row, first in zip(networks.to_dict("records"), ~networks["run"].duplicated(), strict=True)
+            ],
+            not_converged=[_network(row) for row in networks[~networks["converged"].astype(bool)].to_dict("records")],
+            provenance={key: plain(value) for key, value in metadata.items() if key not in heading},
+        )
     )
 
 
@@ -326,15 +335,16 @@ def _network(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of the provenance as text."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key}: {plain(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(inner) for inner in value)
+        return ", ".join(plain(inner) for inner in value)
     return str(value)
 
 
-def _inline(svg: str, name: str, title: str) -> Markup:
+def inline_svg(svg: str, name: str, title: str) -> Markup:
     """The svg element alone, scaling with the page, its ids made unique among the figures of one page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -350,13 +360,14 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _parquet(frame: pd.DataFrame) -> bytes:
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """A table as a Parquet file."""
     buffer = BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write beside ``path`` and rename: a reader, or a crash, meets the old file or the new one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

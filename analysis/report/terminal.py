@@ -17,7 +17,7 @@ def print_verdicts(verdicts: pd.DataFrame, console: Console | None = None) -> No
     sentences = broken_links(verdicts)
     for model, rows in verdicts.groupby("model", sort=False):
         _print(console, "")
-        console.rule(_encodable(console, str(model)), characters="-" if _is_ascii(console) else "─")
+        console.rule(encodable(console, str(model)), characters="-" if _is_ascii(console) else "─")
         for _, claim in rows.groupby("claim", sort=False):
             first = claim.iloc[0]
             _print(console, "")
@@ -52,11 +52,11 @@ def _claim_table(console: Console, claim: pd.DataFrame) -> Table:
             percent(row["worst"]),
         )
         table.add_row(
-            *(Text(_encodable(console, cell)) for cell in cells),
+            *(Text(encodable(console, cell)) for cell in cells),
             Text(row["verdict"], style=COLOURS[row["verdict"]]),
         )
     if reasons := _reasons(claim):
-        table.caption, table.caption_justify = _encodable(console, reasons), "left"
+        table.caption, table.caption_justify = encodable(console, reasons), "left"
     return table
 
 
@@ -66,14 +66,14 @@ def _reasons(claim: pd.DataFrame) -> str:
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(_encodable(console, text), style=style))
+    console.print(Text(encodable(console, text), style=style))
 
 
 def _is_ascii(console: Console) -> bool:
     return not console.encoding.lower().startswith("utf")
 
 
-def _encodable(console: Console, text: str) -> str:
+def encodable(console: Console, text: str) -> str:
     """Plain ASCII stand-ins where the terminal's encoding has no other (LANG=C in a batch job's log)."""
     if not _is_ascii(console):
         return text

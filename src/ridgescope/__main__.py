@@ -1,4 +1,4 @@
-"""``ridgescope COMMAND [OVERRIDES]``: train, analyse, validate."""
+"""``ridgescope COMMAND [OVERRIDES]``: train, analyse, validate and the others."""
 
 import os
 import sys
@@ -10,6 +10,9 @@ COMMANDS = {
     "validate": "train a ladder of networks and project it onto the theory: the main job",
     "train": "train one cell, or with -m a Hydra multirun of cells",
     "analyse": "measure and project the cells of an experiment, without retraining",
+    "coordinates": "check that one learning rate serves the whole width ladder, lazy to rich",
+    "kernels": "list a store of kernels, check and clean it",
+    "audit": "kappa, attribution and verdicts for a network of your own, or of torchvision",
     "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
     "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
     "sync": "upload the wandb runs that were written offline",
@@ -17,7 +20,7 @@ COMMANDS = {
 }
 
 USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
-    f"  {name:10} {what}" for name, what in COMMANDS.items()
+    f"  {name:11} {what}" for name, what in COMMANDS.items()
 )
 
 
@@ -63,6 +66,12 @@ def _run(command: str) -> int:
             from ridgescope.train.main import main as run
         elif command == "analyse":
             from ridgescope.analysis.main import analyse as run
+        elif command == "coordinates":
+            from ridgescope.analysis.coordinate_check import coordinate_check as run
+        elif command == "kernels":
+            from ridgescope.analysis.kernels import kernels as run
+        elif command == "audit":
+            from ridgescope.analysis.audit_main import audit as run
         elif command == "submit":
             from ridgescope.cluster.main import submit as run
         elif command == "status":

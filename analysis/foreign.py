@@ -1,0 +1,168 @@
+"""Networks, checkpoints and data that are not ours, by import path; every misfit is one line."""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ridgescope.analysis.audit_networks import Points
+from ridgescope.train.errors import UserError
+from ridgescope.train.files import read_tensors
+
+
+def imported(path: str) -> Callable[..., Any]:
+    """What ``package.module:name`` stands for; modules of the working folder count. Raises ``UserError``."""
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"{path!r} is no import path; write package.module:factory, e.g. torchvision.models:resnet18")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does, and the console script does not
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # the user's module may fail in any way
+        raise UserError(f"cannot import {module} for {path}: {type(error).__name__}: {_first_line(error)}") from error
+    if not callable(getattr(found, name, None)):
+        raise UserError(f"{module} has no callable {name}; it has {', '.join(_public(found)) or 'none'}")
+    return getattr(found, name)  # type: ignore[no-any-return]
+
+
+def _public(module: Any) -> list[str]:
+    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    return names[:8]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def build(path: str, arguments: Mapping[str, Any], seed: int, dtype: torch.dtype) -> nn.Module:
+    """The module that a factory returns with torch seeded by ``seed``, in evaluation mode and ``dtype``."""
+    factory = imported(path)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = factory(**arguments)
+    except Exception as error:
+        raise UserError(f"{path} failed with arguments {dict(arguments)}: {_first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{path} returned {type(network).__name__}; it must return a torch.nn.Module")
+    return network.to(dtype).eval()
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Put a checkpoint (.safetensors, or .pt/.pth read with ``weights_only``) into ``network``.
+
+    A dictionary under ``state_dict`` or ``model`` is unwrapped. Raises ``UserError`` where it does not fit.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    state = read_tensors(path) if path.suffix == ".safetensors" else _weights_only(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    own = network.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has no place for", unexpected)) if names
+    ]
+    problems += [_some(sorted(shapes))] if shapes else []
+    if problems:
+        raise UserError(f"checkpoint {path.name} does not fit {type(network).__name__}: {'; '.join(problems)}")
+    network.load_state_dict(state)
+
+
+def _weights_only(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"cannot read {path} as weights only ({_first_line(error)}); save its state_dict(), best as .safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not the dictionary of a state_dict")
+    return state
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+_NAME = re.compile(r"seed(\d+)\D+draw(\d+)")
+
+
+def trained_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """(seed, draw, file) of each ``seed3-draw5.safetensors`` (or .pt, .pth) in a folder, sorted."""
+    if not folder.is_dir():
+        raise UserError(f"trained={folder} is not a folder; put seed0-draw0.safetensors and so on into one")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".pt", ".pth")]
+    found = [(match, path) for path in files if (match := _NAME.search(path.stem))]
+    if not found:
+        raise UserError(f"{folder} holds no checkpoint named like seed0-draw0.safetensors")
+    return sorted((int(match[1]), int(match[2]), path) for match, path in found)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user's data function returned: points without a split, or training and test points."""
+
+    inputs: Tensor
+    targets: Tensor
+    points: Points | None
+
+
+def load_points(path: str, draw: int, dtype: torch.dtype) -> Given:
+    """Call a function that returns (inputs, targets) or (train inputs, train targets, test inputs, test targets).
+
+    A function with an argument ``draw`` is given the number of the training set. Integer targets of one axis are
+    class labels and become one-hot minus 1/C; other targets are centred by the mean of all.
+    """
+    function = imported(path)
+    try:
+        values = function(draw=draw) if "draw" in inspect.signature(function).parameters else function()
+        parts = [torch.as_tensor(value) for value in values]
+    except Exception as error:
+        raise UserError(f"{path} did not return data: {type(error).__name__}: {_first_line(error)}") from error
+    if len(parts) not in (2, 4):
+        raise UserError(
+            f"{path} returned {len(parts)} parts; return (inputs, targets) or (train inputs, train targets, test "
+            "inputs, test targets)"
+        )
+    for inputs, targets in zip(parts[::2], parts[1::2], strict=True):
+        if len(inputs) != len(targets):
+            raise UserError(f"{path} returned {len(inputs)} inputs with {len(targets)} targets; give one for each")
+        if not bool(torch.isfinite(inputs).all()):
+            raise UserError(f"{path} returned inputs with NaN or infinity; clean the data first")
+    encoded = _encode(torch.cat(parts[1::2]), path)
+    inputs = torch.cat(parts[::2])
+    inputs = inputs.to(dtype) if not inputs.dtype.is_floating_point or inputs.dtype != dtype else inputs
+    if len(parts) == 2:
+        return Given(inputs, encoded, None)
+    n = len(parts[0])
+    return Given(inputs, encoded, Points(inputs[:n], encoded[:n].to(dtype), inputs[n:], encoded[n:].to(dtype)))
+
+
+def _encode(targets: Tensor, path: str) -> Tensor:
+    if targets.ndim == 1 and not targets.dtype.is_floating_point:
+        classes = int(targets.max()) + 1
+        if int(targets.min()) < 0 or classes < 2:
+            raise UserError(
+                f"{path} returned class labels from {int(targets.min())} to {classes - 1}; use 0..C-1, C > 1"
+            )
+        return nn.functional.one_hot(targets.long(), classes).double() - 1 / classes
+    values = targets.double().reshape(len(targets), -1)
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(f"{path} returned targets with NaN or infinity; clean the data first")
+    return values - values.mean(0)
