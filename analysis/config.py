@@ -15,6 +15,8 @@ class AnalyseConfig:
     infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
     claims: dict[str, Claim] = field(default_factory=dict)  # what is judged; see conf/claims
     level: float = 0.05  # chance that any verdict of a family is wrong
+    kernels: str | None = None  # folder of a store: kernels computed once are read by later analyses
+    kernels_limit: str = "20GB"  # of the store; the least recently used are removed
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
@@ -31,10 +33,20 @@ class ValidateConfig:
     infinite_draws: int = 32  # training sets over which infinite-width kernels are averaged
     claims: dict[str, Claim] = field(default_factory=dict)  # what is judged; see conf/claims
     level: float = 0.05  # chance that any verdict of a family is wrong
+    kernels: str | None = None  # folder of a store: kernels computed once are read by later analyses
+    kernels_limit: str = "20GB"  # of the store; the least recently used are removed
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass
+class KernelsConfig:
+    folder: str = MISSING  # of a store of kernels
+    check: bool = False  # read every kernel and compare its checksums
+    remove: str | None = None  # a name or its beginning, all, unfinished, damaged
 
 
 def register() -> None:
     store = ConfigStore.instance()
+    store.store("kernels_schema", KernelsConfig)
     store.store("analyse_schema", AnalyseConfig)
     store.store("validate_schema", ValidateConfig)

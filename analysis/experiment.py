@@ -30,6 +30,7 @@ from ridgescope.analysis.measure import (
     theory_at_width,
 )
 from ridgescope.analysis.runs import Cell, finished_cells, load_cell
+from ridgescope.models import KernelStore
 from ridgescope.train.data import PreparedData
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_tensors, write_atomically, write_tensors
@@ -53,11 +54,12 @@ class Tables:
     unfinished: list[str]
 
 
-def project(experiment: Path, *, infinite_draws: int = 32) -> Tables:
+def project(experiment: Path, *, infinite_draws: int = 32, kernels: KernelStore | None = None) -> Tables:
     """Measure and project every finished cell. No network is trained; measured cells are read back.
 
     The theory speaks of the average over training sets. Infinite-width kernels are cheap, so they are averaged over
-    ``infinite_draws`` of them; networks have the draws they were trained on.
+    ``infinite_draws`` of them; networks have the draws they were trained on. ``kernels`` keeps tangent kernels for
+    later analyses.
     """
     if infinite_draws < 1:
         raise UserError(f"infinite_draws={infinite_draws} must be at least 1; 32 gives about 1 % at 100 samples")
@@ -73,7 +75,7 @@ def project(experiment: Path, *, infinite_draws: int = 32) -> Tables:
     total = sum(len(cell.members) for cells in groups.values() for cell in cells)
     with progress("measuring networks", total) as steps:
         for cells in groups.values():
-            frames += _measure_cells(experiment, cells, architectures, steps.advance)
+            frames += _measure_cells(experiment, cells, architectures, steps.advance, kernels)
     networks = _with_theory_at_width(pd.concat(frames, ignore_index=True), architectures)
     cells = [cell for group in groups.values() for cell in group]
     networks = _with_block_law(experiment, cells, networks, architectures)
@@ -152,7 +154,11 @@ class _Architectures:
 
 
 def _measure_cells(
-    experiment: Path, cells: list[Cell], architectures: _Architectures, advance: Callable[..., None]
+    experiment: Path,
+    cells: list[Cell],
+    architectures: _Architectures,
+    advance: Callable[..., None],
+    kernels: KernelStore | None,
 ) -> list[pd.DataFrame]:
     datas = [cell.data() for cell in cells]
     pool = architectures.get(cells[0], datas[0])
@@ -167,7 +173,12 @@ def _measure_cells(
     for i in set(range(len(cells))) - set(todo):
         advance(len(cells[i].members))
     if todo:
-        measured = measure_group([cells[i] for i in todo], [datas[i] for i in todo], pool, advance)
+        try:
+            measured = measure_group([cells[i] for i in todo], [datas[i] for i in todo], pool, advance, kernels)
+        except ValueError as error:
+            if kernels is None:
+                raise
+            raise UserError(str(error)) from error  # a store that cannot be written
         for i, found in zip(todo, measured, strict=True):
             if _is_crossed(cells[i]):
                 predictions = {name: torch.stack([getattr(m, name) for m in found]) for name in ("network", "kernel")}

@@ -39,15 +39,15 @@ def large_kernel_ridge(
     rank: int = 200,
     probes: int = 32,
     tolerance: float = 1e-6,
-    memory_bytes: float = 1.5e9,
+    memory: str | int | float | None = None,
     generator: torch.Generator,
 ) -> LargeKernelRidge:
     """Fit without forming a kernel: ``rank`` products for a preconditioner, then one per step.
 
-    Memory: ``memory_bytes`` and ``(3 rank + 5 C + 3 probes) P C`` numbers. Raises as `NTKProducts`,
+    Memory: ``memory`` and ``(3 rank + 5 C + 3 probes) P C`` numbers. Raises as `NTKProducts`,
     `conjugate_gradients` and `stochastic_resolvent` do.
     """
-    products = NTKProducts(network, parameters, inputs, memory_bytes=memory_bytes)
+    products = NTKProducts(network, parameters, inputs, memory=memory)
     samples = len(inputs)
 
     def apply(v: Tensor) -> Tensor:

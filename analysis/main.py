@@ -14,8 +14,10 @@ from ridgescope.analysis.claims import Claim, claims_from
 from ridgescope.analysis.config import register
 from ridgescope.analysis.cost import estimate_seconds
 from ridgescope.analysis.experiment import Tables, project
+from ridgescope.analysis.kernels import open_store
 from ridgescope.analysis.report import print_verdicts, write_report
 from ridgescope.analysis.verdict import evaluate, failed_required
+from ridgescope.models import KernelStore
 from ridgescope.train.cell import is_done
 from ridgescope.train.config import checked
 from ridgescope.train.entry import one_line_errors
@@ -65,6 +67,7 @@ def _judging(plain: dict[str, Any]) -> dict[str, Any]:
     if not 0 < plain["level"] < 0.5:
         raise UserError(f"level={plain['level']} is the chance of a wrong verdict; choose 0 < level < 0.5")
     shared = {key: plain[key] for key in ("infinite_draws", "level")}
+    shared["kernels"] = open_store(plain["kernels"], plain["kernels_limit"])
     return shared | {"claims": claims_from(plain["claims"]), "logging_settings": plain["logging"]}
 
 
@@ -106,10 +109,11 @@ def report(
     level: float,
     logging_settings: dict[str, Any],
     command: str,
+    kernels: KernelStore | None = None,
 ) -> pd.DataFrame:
     """Measure, project, judge, write the page, and print the verdicts, which are returned."""
     started = time.monotonic()
-    tables = project(experiment, infinite_draws=infinite_draws)
+    tables = project(experiment, infinite_draws=infinite_draws, kernels=kernels)
     verdicts = evaluate(tables.networks, claims, infinite=tables.infinite, level=level)
     metadata = _metadata(experiment, tables, command)
     page = write_report(

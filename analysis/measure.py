@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from ridgescope.analysis.regression import FullKernelRidge, full_kernel_ridge_fit, squared_error
 from ridgescope.analysis.runs import Cell
-from ridgescope.models import conjugate_kernel, empirical_ntk, infinite_ntk, linearised_predict
+from ridgescope.models import KernelStore, conjugate_kernel, empirical_ntk, infinite_ntk, linearised_predict
 from ridgescope.theory import (
     PoolEstimator,
     Resolvents,
@@ -76,12 +76,16 @@ class Measured:
 
 
 def measure_group(
-    cells: Sequence[Cell], data: Sequence[PreparedData], pool: PoolKernels | None, advance: Callable[[], None]
+    cells: Sequence[Cell],
+    data: Sequence[PreparedData],
+    pool: PoolKernels | None,
+    advance: Callable[[], None],
+    store: KernelStore | None = None,
 ) -> list[list[Measured]]:
     """What is measured of each network, for cells that differ in training-set size only, in the order of ``cells``.
 
     Training sets are nested, so the initial kernel is computed once, at the largest size, for each seed and draw.
-    ``advance`` is called after each network.
+    ``advance`` is called after each network; tangent kernels are read from ``store`` where they are there already.
     """
     largest = max(range(len(cells)), key=lambda i: cells[i].train_size)
     network = cells[largest].network(data[largest])
@@ -89,7 +93,7 @@ def measure_group(
     for seed in cells[0].seeds:
         start = cells[largest].initial_of(seed)
         for draw in range(data[largest].splits.train.shape[0]):
-            initial = _InitialKernels(network, start, data[largest], draw)
+            initial = _InitialKernels(network, start, data[largest], draw, store)
             for i, cell in enumerate(cells):
                 chosen = [(m, row) for m, row in enumerate(cell.members) if (row["seed"], row["draw"]) == (seed, draw)]
                 if chosen:
@@ -105,14 +109,23 @@ def measure_group(
 class _InitialKernels:
     """Kernels at initialisation on the largest training set of a draw; smaller sets are corners of them."""
 
-    def __init__(self, network: nn.Module, parameters: dict[str, Tensor], data: PreparedData, draw: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        parameters: dict[str, Tensor],
+        data: PreparedData,
+        draw: int,
+        store: KernelStore | None,
+    ) -> None:
         inputs = data.pool_inputs[data.splits.train[draw]]
+        self.store = store
         self.parameters, self.scale, self.outputs = parameters, _scale(network), data.num_outputs
         self.size = len(inputs)
-        self._full = empirical_ntk(network, parameters, inputs) / self.scale
+        self._full = empirical_ntk(network, parameters, inputs, path=store) / self.scale
         self._cross: Tensor | None = None  # with one output the trace form is the full kernel
         if self.outputs > 1:
-            self._cross = empirical_ntk(network, parameters, data.test_inputs, inputs, form="trace") / self.scale
+            cross = empirical_ntk(network, parameters, data.test_inputs, inputs, form="trace", path=store)
+            self._cross = cross / self.scale
         self._last: tuple[Tensor, Tensor] | None = None
         with suppress(ValueError):  # a network without a linear readout has no last-layer kernel
             gram = conjugate_kernel(network, parameters, inputs) / self.scale
@@ -218,7 +231,7 @@ class _KernelsAtStart:
     """The kernels of one network at initialisation on one training set, each decomposed once for all ridges."""
 
     def __init__(self, initial: _InitialKernels, point: _TrainingSet, num_ridges: int) -> None:
-        self.parameters, self.scale = initial.parameters, initial.scale
+        self.parameters, self.scale, self.store = initial.parameters, initial.scale, initial.store
         gram, self.cross = initial.trace(point.size)
         last = initial.last(point.size)
         self.full = Resolvents(initial.full(point.size) / point.size, num_ridges=num_ridges)
@@ -354,7 +367,8 @@ def _after_training(
     with torch.no_grad():
         test, train = predict(point.data.test_inputs), predict(point.inputs)
     test_risk, train_risk = squared_error(test, point.data.test_targets), squared_error(train, point.targets)
-    after, before = empirical_ntk(network, final, point.inputs) / (kernels.scale * point.size), kernels.full.matrix
+    after = empirical_ntk(network, final, point.inputs, path=kernels.store) / (kernels.scale * point.size)
+    before = kernels.full.matrix
     row = {
         "network_test": test_risk,
         "network_train": train_risk,

@@ -116,6 +116,7 @@ def main() -> None:
         return
     threads, version = torch.get_num_threads(), platform.python_version()
     print(f"torch {torch.__version__}, Python {version}, {threads} threads, load {os.getloadavg()[0]:.1f}")
+    print("| budget | kernel | tiles | time | peak added | peak of process | killed after | resumed in | same bytes |")
     print("|---|---|---|---|---|---|---|---|---|")
     for memory in arguments.memory:
         parent = Path(tempfile.mkdtemp(dir=arguments.folder))

@@ -3,6 +3,7 @@
 from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels import (
     InfiniteKernels,
+    KernelStore,
     LayerKernels,
     NTKProducts,
     conjugate_kernel,
@@ -21,6 +22,7 @@ __all__ = [
     "CNN",
     "MLP",
     "InfiniteKernels",
+    "KernelStore",
     "LayerKernels",
     "NTKProducts",
     "Network",

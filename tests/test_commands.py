@@ -12,6 +12,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from ridgescope.__main__ import main
+from ridgescope.analysis.experiment import project
+from ridgescope.models import KernelStore
 
 Outcome = tuple[int | str | None, str, str]
 
@@ -96,6 +98,30 @@ def test_the_same_command_again_trains_and_measures_nothing(
 
 
 @pytest.mark.slow
+def test_an_analysis_reads_the_kernels_that_an_earlier_one_kept(
+    validated: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, call: Callable[..., Outcome]
+) -> None:
+    copy, store = tmp_path / "copy", tmp_path / "kernels"
+    cell = sorted((validated[0] / "cells").glob("*mlp-w24*"))[0]
+    shutil.copytree(cell, copy / "cells" / cell.name)
+    expected = project(copy, infinite_draws=1).networks
+    seen: list[dict[str, int]] = []
+    for _ in range(2):
+        shutil.rmtree(copy / "measurements")
+        kept = project(copy, infinite_draws=1, kernels=KernelStore(store)).networks
+        pd.testing.assert_frame_equal(kept, expected)
+        seen.append({str(path): path.stat().st_mtime_ns for path in store.rglob("*.safetensors")})
+    assert seen[0] == seen[1] != {}
+    damaged = sorted(store.iterdir())[0] / "kernel.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8] + b"12345678")
+    status, out, _ = call("kernels", f"folder={store}", "check=true", "remove=damaged")
+    assert (status, out.count(" whole "), out.count(" damaged ")) == (0, len(seen[0]) - 1, 1)
+    assert len(list(store.iterdir())) == len(seen[0]) - 1
+    assert "removed" in call("kernels", f"folder={store}", "remove=all")[2]
+    assert list(store.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_analysis_refuses_another_format_and_damaged_files(
     validated: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, call: Callable[..., Outcome]
 ) -> None:
@@ -121,6 +147,9 @@ def test_analysis_refuses_another_format_and_damaged_files(
     ("words", "message"),
     [
         (["trian"], "unknown command 'trian'; choose one of"),
+        (["kernels", "folder=nowhere"], "folder=nowhere does not exist; give the folder of a store"),
+        (["kernels", "folder=.", "remove=kernel-0"], "remove=kernel-0 is no kernel here; choose a name, all"),
+        (["analyse", "folder=.", "kernels=store", "kernels_limit=much"], "kernels_limit: memory='much' is not a size"),
         (["train", "model.width=0"], "width must be at least 1, got width=0"),
         (["train", "data.train_size=5000"], "data.train_size=5000 > data.pool_size"),
         (["train", "ridges=[-1]"], "ridge -1.0 is not possible; ridges are >= 0"),

@@ -6,9 +6,11 @@ from ridgescope.models.kernels.infinite import InfiniteKernels, infinite_ntk
 from ridgescope.models.kernels.layerwise import LayerKernels, layer_kernels
 from ridgescope.models.kernels.linearise import linearised_predict
 from ridgescope.models.kernels.products import NTKProducts
+from ridgescope.models.kernels.store import KernelStore
 
 __all__ = [
     "InfiniteKernels",
+    "KernelStore",
     "LayerKernels",
     "NTKProducts",
     "conjugate_kernel",

@@ -15,29 +15,30 @@ PASS_SPEED, PAIR_SPEED = 0.2, 0.6  # of one large matrix product; the first tile
 
 
 class Announcer:
-    """``tiles`` are those of this process; ``quiet`` says nothing at all."""
+    """``tiles`` are those of this process, in the order they are computed; ``quiet`` says nothing at all."""
 
     def __init__(self, plan: Plan, layout: Layout, tiles: list[Tile], *, stored: int, quiet: bool) -> None:
-        self.total, self.done = sum(tile.pairs for tile in tiles), 0
-        self.estimate = 0.0 if quiet else _seconds(plan, layout, tiles)
+        self.work, self.done = _work(plan, tiles), 0.0
+        self.total = sum(self.work.values())
+        seconds = 0.0 if quiet else self.total / _product_rate(plan)
+        self.long = seconds >= QUIET
         self.start = self.last = time.monotonic()
-        if self.estimate >= QUIET:
+        if self.long:
             disk = f", {format_size(stored)} of disk" if stored else ""
             _say(
-                f"{layout.rows} x {layout.columns} kernel in {len(tiles)} tiles: about {duration(self.estimate)}, "
-                f"{format_size(layout.held)} of memory{disk}"
+                f"{layout.rows} x {layout.columns} kernel in {len(tiles)} tiles: "
+                f"about {duration(seconds)}, {format_size(layout.held)} of memory{disk}"
             )
 
     def advance(self, tile: Tile) -> None:
-        self.done += tile.pairs
+        self.done += self.work[tile.index]
         now = time.monotonic()
         first = self.last == self.start
-        if self.estimate >= QUIET and self.done < self.total and (first or now - self.last >= EVERY):
+        if self.long and self.done < self.total and (first or now - self.last >= EVERY):
             self.last = now
-            left = (now - self.start) / self.done * (self.total - self.done)
-            _say(
-                f"kernel: {self.done / self.total:.0%} after {duration(now - self.start)}, about {duration(left)} left"
-            )
+            spent = now - self.start
+            left = spent / self.done * (self.total - self.done)
+            _say(f"kernel: {self.done / self.total:.0%} after {duration(spent)}, about {duration(left)} left")
 
 
 def _say(text: str) -> None:
@@ -50,18 +51,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _seconds(plan: Plan, layout: Layout, tiles: list[Tile]) -> float:
-    """Products over the speed of one large matrix product, tried here and now."""
+def _work(plan: Plan, tiles: list[Tile]) -> dict[int, float]:
+    """Multiply-adds of each tile, in units of those of one large matrix product."""
     layers = plan.layers.values()
     jacobian = sum(plan.params[name].numel() for names in plan.rest.values() for name in names)
     one_pass = sum(layer.positions * layer.fan_in * layer.fan_out for layer in layers) + jacobian
     one_pair = sum(_pair_products(layer, plan) for layer in layers) + _squared(plan) * jacobian
-    strips = {tile.strip.start: tile.strip for tile in tiles}.values()
-    inputs = sum(strip.stop - strip.start for strip in strips)
-    inputs += sum(tile.columns.stop - tile.columns.start for tile in tiles if not tile.square)
-    passes = inputs * (1 + plan.num_outputs) * one_pass
-    pairs = sum(tile.pairs for tile in tiles) * one_pair
-    return (passes / PASS_SPEED + pairs / PAIR_SPEED) / _product_rate(plan)
+    work: dict[int, float] = {}
+    strip = -1
+    for tile in tiles:
+        inputs = 0 if tile.square else tile.columns.stop - tile.columns.start
+        if tile.strip.start != strip:  # its rows pass through the network first
+            strip = tile.strip.start
+            inputs += tile.strip.stop - strip
+        passes = inputs * (1 + plan.num_outputs) * one_pass
+        work[tile.index] = passes / PASS_SPEED + tile.pairs * one_pair / PAIR_SPEED
+    return work
 
 
 def _pair_products(layer: LayerPlan, plan: Plan) -> int:

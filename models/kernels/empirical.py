@@ -30,6 +30,7 @@ from ridgescope.models.kernels.factors import Plan, layer_factors, make_plan
 from ridgescope.models.kernels.layout import deal, make_layout
 from ridgescope.models.kernels.memory import budget
 from ridgescope.models.kernels.precision import full_precision
+from ridgescope.models.kernels.store import KernelStore
 from ridgescope.models.kernels.stored import stored_kernel
 from ridgescope.models.kernels.team import Team
 from ridgescope.models.kernels.tiles import compute_tiles
@@ -47,7 +48,7 @@ def empirical_ntk(
     parameters: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     memory: str | int | float | None = None,
-    path: str | Path | None = None,
+    path: str | Path | KernelStore | None = None,
     group: "dist.ProcessGroup | None" = None,
 ) -> Float[Tensor, "rows columns"]:
     """``J(x1) J(x2)^T``: ``(n C, m C)``, or the trace form ``(n, m)``.
@@ -64,7 +65,8 @@ def empirical_ntk(
     ``memory``: what may be held at once, as "4GB" or in bytes, the kernel included; by default half of what is
     free, or 1.5 GB beside the kernel if that is less. ``path``: a folder that the kernel is written to, tile by
     tile; it is returned mapped from disk and need not fit ``memory``. A call that was killed goes on
-    with the tiles that it finished, and ends with the same bits; damaged tiles are computed again.
+    with the tiles that it finished, and ends with the same bits; damaged tiles are computed again. A
+    `KernelStore` instead of a folder names the folder by what is asked for.
     ``group``: processes that compute the kernel together, each with the same arguments; all return the whole.
 
     Source: Novak, Sohl-Dickstein and Schoenholz 2022, arXiv:2206.08720 (structured derivatives).
@@ -91,7 +93,7 @@ def empirical_ntk(
         with team.together():
             plan = _plan(model, params, x1, x2, form, outputs, parameters, dtype)
         if path is not None:
-            return stored_kernel(plan, x1, x2, Path(path), memory, team)
+            return stored_kernel(plan, x1, x2, path, memory, team)
         return _in_memory(plan, x1, x2, memory, team, by_module=False)[0]
 
 

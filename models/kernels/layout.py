@@ -101,7 +101,7 @@ def make_layout(
         + plan.activations.once
         + _temporary_bytes(plan, room * 5 / 8 / held, room / 8 / held, scratch)
     )
-    least = 2 * held + copies * pair + passing  # a strip, a group and a pass of one input each
+    least: float = 2 * held + copies * pair + passing  # a strip, a group and a pass of one input each
     spare = USABLE * room - once - least
     if spare < 0:
         least += plan.activations.once + _temporary_bytes(plan, 1, 1, contract.CHUNK)

@@ -23,6 +23,7 @@ from ridgescope.models.kernels.factors import (
     layer_factors,
     make_plan,
 )
+from ridgescope.models.kernels.memory import budget
 
 WORK = 2**20  # numbers in the largest temporary array: 8 MB in float64
 
@@ -31,7 +32,7 @@ class NTKProducts:
     """The map ``v -> K(x, x) v`` for matrices v (n C, b), rows output-major as in `empirical_ntk`.
 
     Cost per call: 4 products per vector, input and weight. Where the factors of all inputs (see `empirical_ntk`) fit
-    into half of ``memory_bytes`` they are computed once; otherwise every call passes all inputs through the network
+    into half of ``memory`` they are computed once; otherwise every call passes all inputs through the network
     twice, so pass many vectors at once. Vectors are taken together as far as their directions in parameter space, one
     set of parameters each, fit into a quarter.
 
@@ -44,20 +45,20 @@ class NTKProducts:
         params: Parameters | None,
         x: Shaped[Tensor, " n *shape"],
         *,
-        memory_bytes: int | float = 1.5e9,
+        memory: str | int | float | None = None,
     ) -> None:
         params = checked_parameters(model, params, x)
         self.num_outputs = checked_outputs(model, params, x)
         self._plan = make_plan(model, params, x, range(self.num_outputs), trace=False)
         self._x, self.dtype = x, next(iter(params.values())).dtype
-        size = next(iter(params.values())).element_size()
+        size, room = self.dtype.itemsize, budget(memory, 0, x.device)
         held, working = size * self._plan.numbers_per_input, self._plan.working_bytes_per_input
         weights = size * sum(value.numel() for value in params.values())
-        self._vectors, self._chunk = int(memory_bytes / 4 / weights), min(256, int(memory_bytes / 4 / working))
-        self._block = min(len(x), int(memory_bytes / 2 / held))
+        self._vectors, self._chunk = int(room / 4 / weights), min(256, int(room / 4 / working))
+        self._block = min(len(x), int(room / 2 / held))
         if min(self._vectors, self._chunk, self._block) < 1:
             raise ValueError(
-                f"memory_bytes={memory_bytes:g} cannot hold one direction and one input of this network; pass at "
+                f"memory={memory!r} cannot hold one direction and one input of this network; pass at "
                 f"least {max(4 * weights, 4 * working, 2 * held):.2g}"
             )
         self._kept = list(self._compute()) if self._block == len(x) else None

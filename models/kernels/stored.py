@@ -1,5 +1,6 @@
 """A kernel computed to disk: begun, gone on with, or found finished."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,19 +13,26 @@ from ridgescope.models.kernels.factors import Plan
 from ridgescope.models.kernels.identity import kernel_identity
 from ridgescope.models.kernels.layout import Tile, deal, make_layout
 from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.store import KernelStore
 from ridgescope.models.kernels.team import Team
 from ridgescope.models.kernels.tiles import compute_tiles
 from ridgescope.sizes import format_size
 
 
 def stored_kernel(
-    plan: Plan, x1: Tensor, x2: Tensor | None, folder: Path, memory: str | int | float | None, team: Team
+    plan: Plan,
+    x1: Tensor,
+    x2: Tensor | None,
+    path: str | Path | KernelStore,
+    memory: str | int | float | None,
+    team: Team,
 ) -> Tensor:
-    """The kernel in ``folder``, every tile of it computed now or checked against its checksum."""
+    """The kernel in its folder, every tile of it computed now or checked against its checksum."""
     room = min(team.everyones(budget(memory, 0, x1.device)))
     identity = identity_of(plan, x1, x2)
     if len(set(team.everyones(identity))) > 1:
         raise ValueError("the processes of the group hold different weights or inputs; give all of them the same")
+    folder = path.place(identity) if isinstance(path, KernelStore) else Path(path)
     disk = DiskKernel(folder)
     try:
         with ExitStack() as stack:
@@ -40,7 +48,10 @@ def stored_kernel(
                 with team.together():
                     if team.rank == 0:
                         _finish(disk, head, team)
-            return disk.read(head)
+            kernel = disk.read(head)
+            if team.rank == 0 and isinstance(path, KernelStore):
+                path.make_room(folder)
+            return kernel
     except OSError as error:
         raise ValueError(
             f"cannot write {error.filename or folder} ({error.strerror or error}); free space or choose another path"
@@ -61,6 +72,7 @@ def _prepare(
     disk: DiskKernel, plan: Plan, identity: str, room: float, x1: Tensor, x2: Tensor | None, shared: int
 ) -> tuple[Head, set[int]]:
     """The description of the kernel, and the tiles that need not be computed."""
+    os.utime(disk.folder)  # wanted now: a store removes what was not wanted for longest
     head = disk.head()
     if head is not None and head.identity != identity:
         raise ValueError(

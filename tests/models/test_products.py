@@ -43,5 +43,5 @@ def test_bad_vectors_and_too_little_memory_are_refused(generator, inputs):
     for v in (torch.ones(12, 1), torch.ones(11, 1).double()):
         with pytest.raises(ValueError, match=r"expected \(12, vectors\) in torch.float64"):
             product(v)
-    with pytest.raises(ValueError, match="memory_bytes=100 cannot hold one direction"):
-        NTKProducts(model, None, x, memory_bytes=100)
+    with pytest.raises(ValueError, match="memory=100 cannot hold one direction"):
+        NTKProducts(model, None, x, memory=100)
