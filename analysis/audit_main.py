@@ -26,7 +26,7 @@ from ridgescope.analysis.report.audit_page import write_audit
 from ridgescope.analysis.report.audit_terminal import print_audit
 from ridgescope.analysis.verdict import evaluate, failed_required
 from ridgescope.models import empirical_ntk
-from ridgescope.train.config import DataConfig, checked
+from ridgescope.train.config import DataConfig, checked, parse_memory
 from ridgescope.train.data import prepare_data
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
@@ -195,7 +195,7 @@ def _with_channels(inputs: Tensor, channels: int | None) -> Tensor:
 def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[list[Tensor], nn.Module]:
     """Trace kernels (M, M) in float64, one for each seed, and the network of the first."""
     inputs = given.inputs[: plain["points"]]
-    memory = _bytes(plain["memory"])
+    memory = float(parse_memory(plain["memory"]))
     grams, first = [], None
     with progress("kernels", plain["num_seeds"]) as steps:
         for seed in range(plain["seed"], plain["seed"] + plain["num_seeds"]):
@@ -208,12 +208,6 @@ def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[l
             steps.advance()
     assert first is not None
     return grams, first
-
-
-def _bytes(text: str) -> float:
-    from ridgescope.train.config import parse_memory
-
-    return float(parse_memory(text))
 
 
 def _try(network: nn.Module, inputs: Tensor, name: str) -> None:
