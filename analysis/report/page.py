@@ -122,7 +122,7 @@ def write_report(
             svg = figure_bytes(figure, "svg")
             _replace(out_dir / "figures" / f"{stem}.svg", svg)
             _replace(out_dir / "figures" / f"{stem}.pdf", figure_bytes(figure, "pdf"))
-            drawings.append(Drawing(kind, stem, title, _inline(svg.decode(), stem, title)))
+            drawings.append(Drawing(kind, stem, title, inline_svg(svg.decode(), stem, title)))
         section = _section(str(model), verdicts, table, drawings)
         sections.append(section | {"attribution": _attribution(attribution, networks, str(model))})
     tables = {"networks": networks, "cells": table, "verdicts": verdicts}
@@ -301,7 +301,7 @@ def _render(
             for row, first in zip(networks.to_dict("records"), ~networks["run"].duplicated(), strict=True)
         ],
         not_converged=[_network(row) for row in networks[~networks["converged"].astype(bool)].to_dict("records")],
-        provenance={key: _plain(value) for key, value in metadata.items() if key not in heading},
+        provenance={key: plain_text(value) for key, value in metadata.items() if key not in heading},
     )
 
 
@@ -320,15 +320,15 @@ def _network(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> str:
+def plain_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key}: {plain_text(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(inner) for inner in value)
+        return ", ".join(plain_text(inner) for inner in value)
     return str(value)
 
 
-def _inline(svg: str, name: str, title: str) -> Markup:
+def inline_svg(svg: str, name: str, title: str) -> Markup:
     """The svg element alone, scaling with the page, its ids made unique among the figures of one page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -10,6 +10,7 @@ COMMANDS = {
     "validate": "train a ladder of networks and project it onto the theory: the main job",
     "train": "train one cell, or with -m a Hydra multirun of cells",
     "analyse": "measure and project the cells of an experiment, without retraining",
+    "forecast": "what more samples, another width or ridge will give, from a pilot; trains nothing",
     "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
     "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
 }
@@ -61,6 +62,8 @@ def _run(command: str) -> int:
             from ridgescope.train.main import main as run
         elif command == "analyse":
             from ridgescope.analysis.main import analyse as run
+        elif command == "forecast":
+            from ridgescope.analysis.forecast.main import main as run
         elif command == "submit":
             from ridgescope.cluster.main import submit as run
         elif command == "status":
