@@ -53,7 +53,7 @@ def train(folder: Path, data: PreparedData, width: int, ridge: float) -> list[di
     if not is_done(cell):
         train_cell(
             cell,
-            config={"data": {"name": "fashion_mnist"}, "model": {"width": width}, "ridge": ridge},
+            config={"data": {"name": "fashion_mnist", "seed": 0}, "model": {"width": width}, "ridge": ridge},
             data=mine,
             factory=partial(MLP, width=width, depth=2, activation="relu"),
             optimiser=KernelLBFGS(),

@@ -43,9 +43,9 @@ def forecast(
     kernels: Mapping[float, Sequence[Float64[Tensor, "m m"]]],
     targets: Float64[Tensor, "m c"],
     *,
-    num_samples: Sequence[float],
-    ridges: Sequence[float] | None = None,
-    widths: Sequence[float] | None = None,
+    num_samples: Sequence[int | float],
+    ridges: Sequence[int | float] | None = None,
+    widths: Sequence[int | float] | None = None,
 ) -> Forecast:
     """What ridge regression with these kernels would give on ``num_samples`` points.
 
@@ -75,7 +75,7 @@ def forecast(
     return Forecast(pd.DataFrame(rows), pd.DataFrame(best), _pilot_points(measured, chosen), measured)
 
 
-def _width_pilots(width: float, grams: Sequence[Tensor], targets: Tensor) -> WidthPilots:
+def _width_pilots(width: int | float, grams: Sequence[Tensor], targets: Tensor) -> WidthPilots:
     pilots = [make_pilot(gram, targets) for gram in grams]
     floor = None
     if len(grams) > 1 and math.isfinite(width):
@@ -85,7 +85,7 @@ def _width_pilots(width: float, grams: Sequence[Tensor], targets: Tensor) -> Wid
 
 
 def _rows(
-    measured: list[WidthPilots], width: float, size: float, ridges: Tensor, scale: float
+    measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor, scale: float
 ) -> list[dict[str, object]]:
     risks, wide = at_width(measured, width, size, ridges)
     dense = at_width(measured, width, size, RIDGE_GRID * scale)[0].log_risk
@@ -106,7 +106,7 @@ def _rows(
     return rows
 
 
-def _statement(risks: PilotRisks, i: int, pilot: Pilot, size: float, wide: bool) -> dict[str, object]:
+def _statement(risks: PilotRisks, i: int, pilot: Pilot, size: int | float, wide: bool) -> dict[str, object]:
     """Risk and accuracy with intervals, kappa, and how far they can be trusted."""
     centre, half = float(risks.log_risk[i]), QUANTILE * float(risks.se[i])
     low, high = math.exp(centre - half), math.exp(centre + half)
@@ -130,13 +130,12 @@ def _accuracies(pilot: Pilot, centre: float, half: float) -> dict[str, object]:
     return dict(zip(("accuracy", "accuracy_low", "accuracy_high"), values, strict=True))
 
 
-def _needed(pilot: Pilot, size: float, half: float) -> str:
+def _needed(pilot: Pilot, size: int | float, half: float) -> str:
     """What a forecast would need, or nothing."""
     if pilot.noise_exceeds_signal:
         return (
-            f"a signal above the noise: the best left-out risk of {pilot.size} points is "
-            f"{float(pilot.readings.risk.min()):.3g}, the power of the target {pilot.target_power:.3g}; cleaner labels, "
-            "another kernel or a larger pool"
+            f"a signal above the noise (the best left-out risk is {float(pilot.readings.risk.min()):.3g}, the power of "
+            f"the target {pilot.target_power:.3g}): cleaner labels, another kernel or a larger pool"
         )
     if size > MAX_RATIO * pilot.size:
         return f"P = {size:g} is more than {MAX_RATIO} times the pool; a pool of {math.ceil(size / MAX_RATIO)} points"
@@ -146,7 +145,7 @@ def _needed(pilot: Pilot, size: float, half: float) -> str:
     return ""
 
 
-def _optimum(measured: list[WidthPilots], width: float, size: float, scale: float) -> dict[str, object]:
+def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
     """The best ridge and the range in which the risk is within `FLAT` of its least."""
     ridges = RIDGE_GRID * scale
     risks = at_width(measured, width, size, ridges)[0]
@@ -156,7 +155,7 @@ def _optimum(measured: list[WidthPilots], width: float, size: float, scale: floa
     return row | {"ridge_low": float(ridges[flat[0]]), "ridge_high": float(ridges[flat[-1]])}
 
 
-def _doubled(measured: list[WidthPilots], width: float, size: float, ridges: Tensor) -> Tensor:
+def _doubled(measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor) -> Tensor:
     """log risk at twice the width, or at this width where nothing is known beyond it."""
     try:
         return at_width(measured, 2 * width, size, ridges)[0].log_risk
@@ -164,7 +163,7 @@ def _doubled(measured: list[WidthPilots], width: float, size: float, ridges: Ten
         return at_width(measured, width, size, ridges)[0].log_risk
 
 
-def _nearest(measured: list[WidthPilots], width: float) -> WidthPilots:
+def _nearest(measured: list[WidthPilots], width: int | float) -> WidthPilots:
     return min(measured, key=lambda pilots: abs(1 / pilots.width - 1 / width))
 
 

@@ -81,7 +81,7 @@ class Pilot:
     def size(self) -> int:
         return self.readings.size
 
-    def risks(self, num_samples: float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
+    def risks(self, num_samples: int | float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
         """Forecast at P = ``num_samples``, on either side of M."""
         found = self.curve.forecast(num_samples, ridges)
         straight = replace(self.curve, floor=0.0, bias_slope=self.curve.straight).forecast(num_samples, ridges)

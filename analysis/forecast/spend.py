@@ -35,10 +35,10 @@ class Machine:
     utilisation: float = 0.35
     watts: float = 700.0
 
-    def seconds(self, flops: float) -> float:
+    def seconds(self, flops: int | float) -> float:
         return flops / (self.peak * self.utilisation)
 
-    def kilowatt_hours(self, flops: float) -> float:
+    def kilowatt_hours(self, flops: int | float) -> float:
         return self.seconds(flops) * self.watts / 3.6e6
 
 
@@ -47,13 +47,15 @@ class Cost:
     """FLOPs of one training pass over one sample, for each width."""
 
     flops_per_sample: Mapping[float, float]
-    passes: float
+    passes: int | float
 
-    def flops(self, num_samples: float, width: float, members: int = 1) -> float:
+    def flops(self, num_samples: int | float, width: int | float, members: int = 1) -> float:
         return members * self.passes * num_samples * self.flops_per_sample[width]
 
 
-def measured_cost(network: Callable[[int], nn.Module], widths: Sequence[float], x: Tensor, passes: float) -> Cost:
+def measured_cost(
+    network: Callable[[int], nn.Module], widths: Sequence[int | float], x: Tensor, passes: int | float
+) -> Cost:
     """Count one forward and backward pass of ``network(width)`` on the few inputs ``x`` for every finite width."""
     counts = {}
     for width in widths:
@@ -108,7 +110,7 @@ def choices(optimal: pd.DataFrame, cost: Cost, machine: Machine | None = None) -
     return pd.DataFrame(rows)
 
 
-def cheapest(table: pd.DataFrame, target: float, *, safe: bool = False) -> dict[str, float] | None:
+def cheapest(table: pd.DataFrame, target: int | float, *, safe: bool = False) -> dict[str, float] | None:
     """The row of `choices` with the least FLOPs whose risk (``safe``: the upper end of its interval) meets ``target``.
 
     None where no choice does.
@@ -121,7 +123,7 @@ def cheapest(table: pd.DataFrame, target: float, *, safe: bool = False) -> dict[
     return None if enough.empty else _first(enough.sort_values(["flops", "risk"]))
 
 
-def best_risk(table: pd.DataFrame, budget: float) -> dict[str, float] | None:
+def best_risk(table: pd.DataFrame, budget: int | float) -> dict[str, float] | None:
     """The row of `choices` with the least risk that costs at most ``budget`` FLOPs; None where none does."""
     if not budget > 0:
         raise UserError(f"budget={budget:g} is a number of FLOPs and must be > 0")

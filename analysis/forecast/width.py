@@ -28,11 +28,11 @@ from ridgescope.train.errors import UserError
 class WidthPilots:
     """The pilots of one width, one per drawn network, and log E_inf/E_1 of their ensembles against log kappa."""
 
-    width: float
+    width: int | float
     pilots: list[Pilot]
     floor: tuple[Tensor, Tensor, Tensor] | None  # log kappa, log of G_x/G, gamma_x: (K,) each
 
-    def risks(self, num_samples: float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
+    def risks(self, num_samples: int | float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
         """Mean over the drawn networks; their scatter joins the error."""
         each = [pilot.risks(num_samples, ridges) for pilot in self.pilots]
         log_risk = torch.stack([risks.log_risk for risks in each])
@@ -43,7 +43,7 @@ class WidthPilots:
         mean["se"] = (mean["se"] ** 2 + draws**2).sqrt()
         return PilotRisks(log_risk.mean(0), **mean)
 
-    def ensemble_floor(self, num_samples: float, risks: PilotRisks) -> Float64[Tensor, " n"]:
+    def ensemble_floor(self, num_samples: int | float, risks: PilotRisks) -> Float64[Tensor, " n"]:
         """E_inf/E_1 at each ridge, at most 1; 1 for infinite width and where a single network was drawn."""
         if self.floor is None:
             return torch.ones_like(risks.log_risk)
@@ -60,7 +60,7 @@ class WidthPilots:
         return (ratio.exp() * common / change).clamp(max=1)
 
 
-def _left(df2: Tensor, points: float) -> Tensor:
+def _left(df2: Tensor, points: int | float) -> Tensor:
     return (1 - df2 / points).clamp_min(1e-3)
 
 
@@ -89,7 +89,7 @@ def ensemble_readings(
 
 
 def at_width(
-    measured: Sequence[WidthPilots], width: float, num_samples: float, ridges: Float64[Tensor, " n"]
+    measured: Sequence[WidthPilots], width: int | float, num_samples: int | float, ridges: Float64[Tensor, " n"]
 ) -> tuple[PilotRisks, bool]:
     """Risks at any width not below the narrowest that was measured, and whether 1/N was extrapolated.
 
@@ -120,7 +120,7 @@ def at_width(
     return PilotRisks(mixed["log_risk"], se, kappa, mixed["share"], mixed["beyond"]), extrapolated
 
 
-def paying_members(floor: float, gain: float = 0.01, most: int = 64) -> int:
+def paying_members(floor: int | float, gain: int | float = 0.01, most: int = 64) -> int:
     """The members after which one more lowers the risk by less than ``gain``."""
     members = 1
     while members < most:
