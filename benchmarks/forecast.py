@@ -21,14 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from forecast_networks import PILOTS, SEEDS, WIDTHS, pilot_kernel
 from forecast_runs import DESIGNS, FAMILIES, RIDGES, TARGETS, Store, load, targets
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from ridgescope.analysis.forecast import forecast
+from ridgescope.analysis.forecast import Pilot, forecast
 from ridgescope.analysis.forecast.pilot import QUANTILE
-from ridgescope.theory import Samples, Spectrum, Target, pool_estimator, risks
+from ridgescope.theory import Samples, Spectrum, Target, risks
+from ridgescope.theory.tail import interpolate
 from ridgescope.train.data import PreparedData
 from ridgescope.train.files import write_atomically, write_text
 
@@ -53,23 +55,21 @@ def power_law(sizes: np.ndarray, values: np.ndarray, at: np.ndarray, *, offset: 
     return curve(min(fits, key=lambda fit: fit.cost).x, at)
 
 
-def baselines(gram: Tensor, y: Tensor, sizes: list[int], ridges: tuple[float, ...]) -> pd.DataFrame:
+def baselines(pilot: Pilot, sizes: list[int], ridges: tuple[float, ...]) -> pd.DataFrame:
     """A row per P and ridge, a column per baseline."""
-    whole = pool_estimator(gram, y)
-    parts = {1: [whole]}
-    for number in (2, 4, 8):
-        size = len(gram) // number
-        cuts = [slice(i * size, (i + 1) * size) for i in range(number)]
-        parts[number] = [pool_estimator(gram[cut, cut].contiguous(), y[cut]) for cut in cuts]
-    places = np.array([len(gram) // number for number in parts], float)[::-1]
-    spectrum, target = Spectrum(whole.eigenvalues), Target(whole.target_power, 0.0)
+    parts = [[pilot.readings], *pilot.parts.values()]
+    places = np.array([some[0].size for some in parts], float)[::-1]
+    spectrum, target = Spectrum(pilot.spectrum[0]), Target(pilot.spectrum[1], 0.0)
     rows = []
     for ridge in ridges:
+        log = torch.tensor([ridge], dtype=torch.float64).log()
         loo, gcv = (
-            np.array([np.mean([part.risk(ridge, form) for part in some]) for some in parts.values()])[::-1]
-            for form in ("loo", "gcv")
+            np.array(
+                [np.mean([float(interpolate(log, r.pool_ridge.log(), getattr(r, n))) for r in some]) for some in parts]
+            )
+            for n in ("risk", "gcv")
         )
-        at = np.array(sizes, float)
+        loo, gcv, at = loo[::-1], gcv[::-1], np.array(sizes, float)
         columns = {
             "power law": power_law(places, loo, at, offset=True),
             "pure power": power_law(places, loo, at, offset=False),
@@ -89,7 +89,9 @@ def one_pilot(grams: list[Tensor], y: Tensor, sizes: list[int], ridges: tuple[fl
     result = forecast({math.inf: grams}, y, num_samples=sizes, ridges=ridges)
     seconds = time.perf_counter() - started
     best = result.optimal[["P", "ridge"]].rename(columns={"ridge": "best_ridge"})
-    table = result.table.merge(best, on="P").merge(baselines(grams[0], y, sizes, ridges), on=["P", "ridge"])
+    table = result.table.merge(best, on="P").merge(
+        baselines(result.widths[0].pilots[0], sizes, ridges), on=["P", "ridge"]
+    )
     return table.assign(seconds=seconds)
 
 
@@ -213,7 +215,8 @@ def main() -> None:
         [
             markdown(summary(table)),
             f"all: {len(table)} pairs of pilot and run, median error {100 * table['error risk'].abs().median():.1f} %, "
-            f"covered {100 * table['covered'].mean():.1f} %, median seconds of a forecast {table['seconds'].median():.1f}",
+            f"covered {100 * table['covered'].mean():.1f} %, median seconds of a forecast "
+            f"{table['seconds'].median():.1f}",
             markdown(losses.groupby(["data", "family", "target", "P"])["loss"].agg(["median", "max"]).reset_index(), 2),
         ]
     )

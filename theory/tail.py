@@ -33,9 +33,9 @@ CALIBRATION = torch.linspace(0, 1, 21, dtype=torch.float64)  # values of s at wh
 
 @dataclass(frozen=True)
 class PoolReadings:
-    """One pool at K pool ridges, rising: ``kappa``, ``df1``, ``d12`` = -d df1/d log kappa, ``bias`` = b + s2,
-    ``risk`` leave-one-out, ``risk_se`` its relative standard error over points, ``correct`` the share of points whose
-    leave-one-out prediction has the right sign or largest output (NaN where targets are no classes). All (K,)."""
+    """One pool at K pool ridges, rising: ``kappa``, ``df1``, ``d12`` = -d df1/d log kappa, ``bias`` = b + s2, ``risk``
+    leave-one-out, ``gcv``, ``risk_se`` the relative standard error of ``risk`` over points, ``correct`` the share of
+    points whose leave-one-out prediction has the right sign or largest output (NaN: no classes). All (K,)."""
 
     size: int
     pool_ridge: Float64[Tensor, " k"]
@@ -44,6 +44,7 @@ class PoolReadings:
     d12: Float64[Tensor, " k"]
     bias: Float64[Tensor, " k"]
     risk: Float64[Tensor, " k"]
+    gcv: Float64[Tensor, " k"]
     risk_se: Float64[Tensor, " k"]
     correct: Float64[Tensor, " k"]
 
@@ -79,6 +80,7 @@ def pool_readings(pool: PoolEstimator, pool_ridges: Float64[Tensor, " k"]) -> Po
         d12=d12,
         bias=(o_m + d12 / m) * risk,
         risk=risk,
+        gcv=(pool.target_power @ missed.square()) / o_m**2,
         risk_se=squared.std(0) / m**0.5 / risk,
         correct=_correct(residual, vectors @ projections),
     )

@@ -66,7 +66,8 @@ class Accuracy:
 @dataclass(frozen=True)
 class Pilot:
     """``readings`` of the whole pool, ``parts`` of its parts by their number, the pool's curve, the theory errors of
-    halves and quarters at each s, the map to accuracy (None where targets are no classes)."""
+    halves and quarters at each s, the map to accuracy (None where targets are no classes), and the pool's own
+    eigenvalues and target powers."""
 
     readings: PoolReadings
     parts: dict[int, list[PoolReadings]]
@@ -76,6 +77,7 @@ class Pilot:
     accuracy: Accuracy | None
     target_power: float
     scale: float
+    spectrum: tuple[Tensor, Tensor]
 
     @property
     def size(self) -> int:
@@ -130,7 +132,9 @@ def make_pilot(gram: Float64[Tensor, "m m"], targets: Float64[Tensor, "m c"]) ->
     everything = [readings, *(part for some in parts.values() for part in some)]
     scale = float(gram.diagonal().mean())
     accuracy = _accuracy(everything)
-    return Pilot(readings, parts, curve, readings.share[kept][order], torch.stack(errors), accuracy, power, scale)
+    spectrum = (whole.eigenvalues, whole.target_power)
+    shares, stacked = readings.share[kept][order], torch.stack(errors)
+    return Pilot(readings, parts, curve, shares, stacked, accuracy, power, scale, spectrum)
 
 
 def _parts(gram: Tensor, targets: Tensor, number: int, grid: Tensor) -> list[PoolReadings]:

@@ -39,7 +39,9 @@ def exact_readings(size: int) -> PoolReadings:
     scale = at.scale
     one = torch.ones_like(ridges)
     bias = at.bias2 + NOISE
-    return PoolReadings(size, ridges, scale.kappa2, scale.df1, scale.df1 - scale.df2, bias, at.test, 0.01 * one, one)
+    return PoolReadings(
+        size, ridges, scale.kappa2, scale.df1, scale.df1 - scale.df2, bias, at.test, at.test, 0.01 * one, one
+    )
 
 
 def sampled_pool(size: int, seed: int, modes: int = 2000) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,7 @@ def test_readings_agree_with_one_ridge_at_a_time() -> None:
         whole = pool.predict(60, k)
         assert float(readings.risk[i]) == pytest.approx(whole.test, rel=1e-10)
         assert float(readings.kappa[i]) == pytest.approx(whole.kappa2, rel=1e-10)
+        assert float(readings.gcv[i]) == pytest.approx(pool.risk(k, "gcv"), rel=1e-10)
         assert float(readings.bias[i]) == pytest.approx(whole.bias, rel=1e-10)
 
 
@@ -136,7 +139,7 @@ def test_a_pool_that_resolves_nothing_is_named() -> None:
     readings = exact_readings(500)
     with pytest.raises(ValueError, match="a pool of 500 points resolves no part"):
         population_curve(PoolReadings(500, *(getattr(readings, n)[:3] for n in (
-            "pool_ridge", "kappa", "df1", "d12", "bias", "risk", "risk_se", "correct"))))  # fmt: skip
+            "pool_ridge", "kappa", "df1", "d12", "bias", "risk", "gcv", "risk_se", "correct"))))  # fmt: skip
 
 
 def test_interpolation_is_linear_inside_and_constant_outside() -> None:
