@@ -95,11 +95,11 @@ def one_pilot(grams: list[Tensor], y: Tensor, sizes: list[int], ridges: tuple[fl
     return table.assign(seconds=seconds)
 
 
-def forecasts(folder: Path, name: str, family: str, data: PreparedData) -> list[pd.DataFrame]:
-    """Of every pilot of a family, kept on disk."""
+def forecasts(folder: Path, name: str, family: str, data: PreparedData, pilots: int) -> list[pd.DataFrame]:
+    """Of the first pilots of a family, kept on disk."""
     design, store = DESIGNS[name], Store(folder / name, data, DESIGNS[name], family)
     frames = []
-    for pilot in range(design.pilots):
+    for pilot in range(min(pilots, design.pilots)):
         start = design.block * design.blocks + pilot * design.pilot
         for kind in TARGETS:
             path = folder / "forecasts" / f"{name}-{family}-{kind}-{pilot}.parquet"
@@ -198,13 +198,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast"))
     parser.add_argument("--data", nargs="+", default=list(DESIGNS))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--pilots", type=int, default=6)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     measured, frames = [pd.read_parquet(options.folder / "runs.parquet")], []
     for name in options.data:
         data = load(name)
         for family in options.families:
-            frames += forecasts(options.folder, name, family, data)
+            frames += forecasts(options.folder, name, family, data, options.pilots)
         if name == "fashion_mnist" and (options.folder / "networks.parquet").is_file():
             frames += network_forecasts(options.folder, data)
             measured.append(pd.read_parquet(options.folder / "networks.parquet"))

@@ -68,7 +68,7 @@ def train(folder: Path, data: PreparedData, width: int, ridge: float) -> list[di
             alpha=10.0,
             batch_size=None,
             max_steps=200,
-            tolerance=1e-5,
+            tolerance=1e-4,
             accelerator="cpu",
         )
     initial = read_tensors(cell / "initial.safetensors")

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -105,16 +107,22 @@ class Store:
     def named(self, name: str) -> Tensor:
         return next(self.get(*block) for block in self.blocks() if block[0] == name)
 
-    def training(self, first: int, count: int) -> Tensor:
-        """The Gram matrix of ``count`` blocks from ``first`` on."""
+    def pairs(self, first: int, count: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and values of the upper blocks of the Gram matrix of ``count`` blocks from ``first`` on."""
         b = self.design.block
-        gram = torch.empty(count * b, count * b, dtype=torch.float64)
         for j in range(count):
             for i in range(j + 1):
                 part = self.named(f"train_{first + i}_{first + j}")
-                gram[i * b : (i + 1) * b, j * b : (j + 1) * b] = part
-                gram[j * b : (j + 1) * b, i * b : (i + 1) * b] = part.T
-        return gram
+                yield slice(i * b, (i + 1) * b), slice(j * b, (j + 1) * b), part
+
+    def times(self, first: int, count: int, vector: Tensor) -> Tensor:
+        """The Gram matrix times ``vector``, one block in memory at a time."""
+        product = torch.zeros_like(vector)
+        for rows, columns, part in self.pairs(first, count):
+            product[rows] += part @ vector[columns]
+            if rows != columns:
+                product[columns] += part.T @ vector[rows]
+        return product
 
     def cross(self, first: int, count: int) -> Tensor:
         return torch.cat([self.named(f"test_{first + i}") for i in range(count)], 1)
@@ -131,20 +139,27 @@ def predict(store: Store, first: int, count: int, y: Tensor, ridge: float) -> Te
         covariance = x.T @ x / x.shape[1]
         covariance.diagonal().add_(size * ridge)
         return xt @ torch.linalg.solve(covariance, x.T @ y) / x.shape[1]
-    gram = store.training(first, count)
-    gram.diagonal().add_(size * ridge)
-    return store.cross(first, count) @ refined_solve(gram, y)
+    return store.cross(first, count) @ refined_solve(store, first, count, y, size * ridge)
 
 
-def refined_solve(matrix: Tensor, y: Tensor) -> Tensor:
-    """``matrix^-1 y`` in float64 from one factorisation in float32, in half the time: iterative refinement."""
-    factor = torch.linalg.cholesky(matrix.float())
+def refined_solve(store: Store, first: int, count: int, y: Tensor, shift: float) -> Tensor:
+    """``(K + shift)^-1 y`` in float64 from one factorisation in float32 and in place: iterative refinement.
+
+    Half the time of float64, and a quarter of its memory: 4 bytes for each pair of points.
+    """
+    size = len(y)
+    factor = np.zeros((size, size), np.float32, order="F")
+    for rows, columns, part in store.pairs(first, count):
+        factor[columns, rows] = part.T.numpy()  # the lower triangle
+    factor[np.diag_indices(size)] += np.float32(shift)
+    factor = scipy.linalg.cholesky(factor, lower=True, overwrite_a=True, check_finite=False)
     solution = torch.zeros_like(y)
     for _ in range(50):
-        residual = y - matrix @ solution
-        if float(residual.norm() / y.norm()) < 1e-10:
+        residual = y - store.times(first, count, solution) - shift * solution
+        if float(residual.norm() / y.norm()) < 1e-8:
             return solution
-        solution = solution + torch.cholesky_solve(residual.float(), factor).double()
+        step = scipy.linalg.cho_solve((factor, True), residual.float().numpy(), check_finite=False)
+        solution = solution + torch.from_numpy(step).double()
     raise RuntimeError(f"refinement stopped at a residual of {float(residual.norm() / y.norm()):.1e}")
 
 
