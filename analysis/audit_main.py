@@ -163,9 +163,10 @@ def _finish(
         "git commit": facts["commit"] or "installed package",
         "settings": {key: plain[key] for key in ("module", "points", "sizes", "ridges", "num_draws", "num_seeds")},
     }
-    shared = {"table": kernel.table, "verdicts": verdicts, "findings": findings, "notes": kernel.notes}
-    print_audit(**shared, networks=networks, attribution=attribution, console=Console(highlight=False))
-    page = write_audit(folder, **shared, networks=networks, attribution=attribution, metadata=metadata)
+    shared: dict[str, Any] = {"table": kernel.table, "verdicts": verdicts, "findings": findings, "notes": kernel.notes}
+    shared |= {"networks": networks, "attribution": attribution}
+    print_audit(**shared, console=Console(highlight=False))
+    page = write_audit(folder, **shared, metadata=metadata)
     return verdicts, page
 
 
@@ -203,7 +204,7 @@ def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[l
             if plain["checkpoint"]:
                 load_weights(network, Path(plain["checkpoint"]))
             _try(network, inputs, plain["module"])
-            grams.append(empirical_ntk(network, None, inputs, form="trace", memory_bytes=memory).double())
+            grams.append(empirical_ntk(network, None, inputs, form="trace", memory=memory).double())
             first = network if first is None else first
             steps.advance()
     assert first is not None
