@@ -2,8 +2,8 @@
 
 Besides the limiting kernels of each layer the law asks how a neuron's contribution fluctuates as a whole. Points are
 positively correlated from the second layer on, so a neuron is on or off for many of them at once. With rho the mean
-correlation of its preactivations, ``z = sqrt(rho) xi + sqrt(1 - rho) zeta`` gives its activity on all points at xi; what
-all points share meets a resolvent that has projected it out as far as its cofactor is flat (mean correlation m):
+correlation of its preactivations, ``z = sqrt(rho) xi + sqrt(1 - rho) zeta`` gives its activity on all points at xi;
+what all points share meets a resolvent that has projected it out, as far as its cofactor is flat (mean correlation m):
 
     r(xi) ~ (1 - m) E[phi^2 | xi] + m Var[phi | xi],        phi' in place of phi for the gate, times the scale of the
     backpropagated signal, 1 - rho_g + rho_g |v|^2, with rho_g its mean correlation over points

@@ -121,7 +121,11 @@ class DeepMap:
         """From the readout down; ``state`` enters as what the neurons' blocks compete with."""
         omegas, psi, last = state[1:-1], state[-1], self.layers[-1]
         top = self._top(last.trained * psi[-1] * (resolvent * last.value).sum() * self.share)
-        metrics, noises, pairs, tangents, kept = [resolvent * last.gate], [], [], [], []
+        metrics = [resolvent * last.gate]
+        noises: list[Tensor] = []
+        pairs: list[Tensor] = []
+        tangents: list[Tensor] = []
+        kept: list[Tensor] = []
         chain = _Cofactors(self, top)
         for k in range(self.depth - 2, -1, -1):
             layer, above, omega = self.layers[k], self.layers[k + 1], omegas[k]
@@ -172,7 +176,7 @@ class DeepMap:
 
 
 class _Cofactors:
-    """M_l and M~_l from the top down: ``carried`` is what multiplies K_(l+1), ``weight`` what multiplies Omega_(l+1)."""
+    """M_l and M~_l from the top down. ``carried`` multiplies K_(l+1), ``weight`` multiplies Omega_(l+1)."""
 
     def __init__(self, whole: DeepMap, top: Tensor) -> None:
         self.whole = whole

@@ -23,7 +23,8 @@ from ridgescope.theory.blocks.law import BlockPrediction, require_distinct
 from ridgescope.theory.blocks.pairs import symmetric
 from ridgescope.theory.solver import solve_kappa
 
-TOLERANCE = 1e-10  # relative change of every part of the state in one iteration
+TOLERANCE = 1e-10  # change of every part of the state in one iteration, relative to its size at infinite width
+ADJOINT = 1e-9  # the same for the adjoint, in what its parts contribute: relative accuracy of variances
 LOST = "the deep law has no positive kernel at width={:g}, ridge={:g}: too narrow for this depth; use a wider network"
 
 
@@ -80,8 +81,12 @@ class _Problem:
 
     def predict(self, eval_targets: Tensor | None, start: State | None) -> BlockPrediction:
         with torch.no_grad():
+            begin = self.map.start()
             state, iterations = iterate(
-                lambda s: self.map(s, self.resolvent(s)), self.map.start() if start is None else start, _positive
+                lambda s: self.map(s, self.resolvent(s)),
+                begin if start is None else start,
+                [1 / float(part.norm()) for part in begin],
+                _positive,
             )
             inverse = self.resolvent(state)
             if int(torch.linalg.cholesky_ex(symmetric(state[0]))[1]) != 0:
@@ -142,7 +147,7 @@ class _Problem:
                 back = torch.autograd.grad(image, leaves, adjoint, retain_graph=True, materialize_grads=True)
                 return [s + b for s, b in zip(seed, back, strict=True)]
 
-            found.append(iterate(pull, seed)[0])
+            found.append(iterate(pull, seed, [float(part.norm()) for part in state], tolerance=ADJOINT)[0])
         return found
 
     @staticmethod
@@ -183,37 +188,50 @@ class _Problem:
 def iterate(
     step: Callable[[State], State],
     state: State,
+    units: list[float],
     accept: Callable[[State], bool] = lambda _: True,
-    limit: int = 300,
+    *,
+    tolerance: float = TOLERANCE,
+    limit: int = 200,
 ) -> tuple[State, int]:
     """The fixed point of ``step`` by Anderson mixing; a mixed state that is not accepted gives way to a plain step.
 
-    Raises ``RuntimeError`` where it is not found to `TOLERANCE`: nothing unconverged is returned.
+    ``units`` bring the parts of the state to one scale. Raises ``RuntimeError`` where the fixed point is not found to
+    ``tolerance``: nothing unconverged is returned.
     """
     past: list[Tensor] = []
     moves: list[Tensor] = []
+    flat = _flatten(state, units)
     change = math.inf
     for iteration in range(1, limit + 1):
         new = step(state)
-        change = max(float((a - b).norm()) / max(float(a.norm()), 1e-300) for a, b in zip(new, state, strict=True))
-        if not math.isfinite(change):
+        image = _flatten(new, units)
+        sizes = [part.numel() for part in new]
+        pairs = zip((image - flat).split(sizes), image.split(sizes), strict=True)
+        moved, size = (max(float(part.norm()) for part in parts) for parts in zip(*pairs, strict=True))
+        change = moved / size if size > 0 else 0.0
+        if not math.isfinite(moved):
             raise RuntimeError("the deep law's iteration left the finite numbers; use a wider network or larger ridge")
-        if change <= TOLERANCE:
+        if change <= tolerance:
             return new, iteration
-        past.append(torch.cat([part.flatten() for part in new]))
-        moves.append(past[-1] - torch.cat([part.flatten() for part in state]))
-        past, moves = past[-HISTORY:], moves[-HISTORY:]
-        mixed = _split(_mix(past, moves), new)
-        state = mixed if accept(mixed) else new
+        past, moves = [*past, image][-HISTORY:], [*moves, image - flat][-HISTORY:]
+        flat = _mix(past, moves)
+        state = _unflatten(flat, new, units)
+        if not accept(state):
+            flat, state = image, new
     raise RuntimeError(
         f"the deep law did not converge in {limit} iterations (last change {change:.1e}); "
         "use a wider network or a larger ridge"
     )
 
 
-def _split(flat: Tensor, like: State) -> State:
-    parts = flat.split([part.numel() for part in like])
-    return [part.view(shape.shape) for part, shape in zip(parts, like, strict=True)]
+def _flatten(state: State, units: list[float]) -> Tensor:
+    return torch.cat([unit * part.flatten() for part, unit in zip(state, units, strict=True)])
+
+
+def _unflatten(flat: Tensor, like: State, units: list[float]) -> State:
+    parts = zip(flat.split([part.numel() for part in like]), like, units, strict=True)
+    return [part.view(shape.shape) / unit for part, shape, unit in parts]
 
 
 def _positive(state: State) -> bool:
