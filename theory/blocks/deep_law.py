@@ -134,17 +134,19 @@ class _Problem:
             iterations=iterations,
         )
 
-    def _adjoints(self, state: State, sources: list[Tensor]) -> list[State]:
-        """Derivatives of ``tr(B G)`` in the state's own map, one for each ``G B G`` in ``sources``."""
+    def _adjoints(self, state: State, products: list[Tensor]) -> list[State]:
+        """Derivatives of ``tr(B G)`` in the state's own map, one for each ``G B G`` in ``products``."""
         leaves = [part.detach().requires_grad_() for part in state]
         # not Cholesky's inverse: the derivative of an inverse of a general matrix is exact and cheap
         image = self.map(leaves, torch.linalg.inv(torch.diag(self.diagonal) + leaves[0]))
         found = []
-        for source in sources:
+        for source in products:
             seed = [-source, *(torch.zeros_like(part) for part in state[1:])]
 
             def pull(adjoint: State, seed: State = seed) -> State:
-                back = torch.autograd.grad(image, leaves, adjoint, retain_graph=True, materialize_grads=True)
+                moving = [(part, a) for part, a in zip(image, adjoint, strict=True) if part.requires_grad]
+                parts, weights = zip(*moving, strict=True)
+                back = torch.autograd.grad(parts, leaves, weights, retain_graph=True, materialize_grads=True)
                 return [s + b for s, b in zip(seed, back, strict=True)]
 
             found.append(iterate(pull, seed, [float(part.norm()) for part in state], tolerance=ADJOINT)[0])
