@@ -21,18 +21,24 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 
+from ridgescope.train.config import cell_name, checked, register
+from ridgescope.train.main import run_cell
 from ridgescope.train.optimisers import SGD
+from ridgescope.train.progress import quiet
+from ridgescope.train.sweep import compose_cells
 
 if TYPE_CHECKING:
     from ridgescope.train.training import EnsembleTraining
 
+SCRIPT = Path(__file__).resolve()
 COMMON = (
-    "data=digits data.train_size=10 data.pool_size=60 data.test_size=20 ridges=[1e-1] num_seeds=1 num_draws=2 "
-    "optimiser=sgd optimiser._target_=cluster_sweep.MortalSGD tolerance=1e-300 max_steps=40"
+    "data=digits data.train_size=10 data.pool_size=60 data.test_size=20 model.width=8 ridges=[1e-1] num_seeds=1 "
+    "num_draws=2 optimiser=sgd optimiser._target_=cluster_sweep.MortalSGD tolerance=1e-300 max_steps=40"
 )
 CLUSTER = ("cluster.cpus=1", "cluster.time=60", "cluster.mem=1500M", "cluster.analysis_mem=1500M")
-CLUSTER += ("cluster.analysis_time=60", "cluster.cells_per_job=20", "infinite_draws=4", "logging.wandb=disabled")
+CLUSTER += ("cluster.analysis_time=60", "infinite_draws=4", "logging.wandb=disabled")
 
 
 @dataclass(frozen=True)
@@ -71,17 +77,14 @@ def wait(submission: str) -> float:
 
 
 def undisturbed(sweep: str) -> None:
-    from ridgescope.train.config import register
-    from ridgescope.train.main import run_cell
-    from ridgescope.train.progress import quiet
-    from ridgescope.train.sweep import compose_cells
-
-    quiet()
-    register()
-    place = ["name=sweep", "output=undisturbed", "logging.wandb=disabled"]
-    for cell in compose_cells([*COMMON.split(), *sweep.split(), *place]):
+    """The same cells one after the other in this process, and their report."""
+    for cell in planned(sweep, "undisturbed"):
         run_cell(cell)
     command("analyse", "folder=undisturbed/sweep", "infinite_draws=4", "logging.wandb=disabled")
+
+
+def planned(sweep: str, output: str = "runs") -> list[DictConfig]:
+    return compose_cells([*f"{COMMON} {sweep}".split(), "name=sweep", f"output={output}", "logging.wandb=disabled"])
 
 
 def main() -> None:
@@ -89,43 +92,48 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cells", type=int, default=200)
     parser.add_argument("--broken", type=int, default=10, help="cells that fail, and as many that are killed")
+    parser.add_argument("--undisturbed", action="store_true", help="only the one process")
     given = parser.parse_args()
-    (given.folder / "victims").mkdir(parents=True)
-    os.environ["VICTIMS"] = str((given.folder / "victims").resolve())
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    quiet()
+    register()
+    (given.folder / "victims").mkdir(parents=True, exist_ok=given.undisturbed)
     with chdir(given.folder):
-        run(given.cells, given.broken)
+        if given.undisturbed:
+            undisturbed(f"seed=range(0,{given.cells})")
+        else:
+            disturbed(f"seed=range(0,{given.cells})", given.cells, given.broken)
 
 
-def run(num_cells: int, broken: int) -> None:
-    sweep = f"model.width=8,12 seed=range(0,{num_cells // 2})"
-    started = time.monotonic()
-    undisturbed(sweep)
-    print(f"undisturbed, one process: {time.monotonic() - started:.0f} s")
-    rng = random.Random(0)
-    cells = sorted(path.name for path in Path("undisturbed/sweep/cells").iterdir())
-    failing = rng.sample(cells, broken)
+def disturbed(sweep: str, num_cells: int, broken: int) -> None:
+    alone = subprocess.Popen([sys.executable, str(SCRIPT), ".", "--cells", str(num_cells), "--undisturbed"])
+    rng, per_job = random.Random(0), num_cells // broken
+    names = [cell_name(checked(cell)) for cell in planned(sweep)]
+    failing = rng.sample(range(num_cells), broken)
     Path("runs/sweep/cells").mkdir(parents=True)
-    for name in failing:
-        (Path("runs/sweep/cells") / name).write_text("in the way")
-    for seed in rng.sample(range(num_cells // 2), broken):
+    for index in failing:
+        (Path("runs/sweep/cells") / names[index]).write_text("in the way")
+    for job in range(broken):  # one of each job
+        seed = rng.choice([s for s in range(job * per_job, (job + 1) * per_job) if s not in failing])
         (Path("victims") / str(seed)).touch()
+    os.environ["VICTIMS"] = str(Path("victims").resolve())
     started = time.monotonic()
-    submit = ("submit", "name=sweep", f"sweeps=['{sweep}']", f"common='{COMMON}'", *CLUSTER)
-    print(command(*submit).splitlines()[0])
+    settings = ("name=sweep", f"sweeps=['{sweep}']", f"common='{COMMON}'", f"cluster.cells_per_job={per_job}")
+    print(command("submit", *settings, *CLUSTER).splitlines()[0])
     print(f"submitted in {time.monotonic() - started:.0f} s")
-    print(f"first submission over after {wait('001'):.0f} s: {counts()}")
+    print(f"first submission over after {wait('001'):.0f} s: {counts()}", flush=True)
     print(f"killed: {broken - len(list(Path('victims').iterdir()))}")
-    for name in failing:
-        (Path("runs/sweep/cells") / name).unlink()
+    for index in failing:
+        (Path("runs/sweep/cells") / names[index]).unlink()
     command("status", "folder=runs/sweep", "resubmit=true")
-    print(f"resubmission over after {wait('002'):.0f} s: {counts()}")
+    print(f"resubmission over after {wait('002'):.0f} s: {counts()}", flush=True)
+    assert alone.wait() == 0
     tables = [pd.read_parquet(f"{output}/sweep/report/networks.parquet") for output in ("undisturbed", "runs")]
     tables = [table.sort_values(["run", "member"], ignore_index=True) for table in tables]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    print(f"tables of {len(tables[0])} networks are identical")
+    print(f"tables of {tables[0]['run'].nunique()} cells, {len(tables[0])} networks, are identical")
 
 
 if __name__ == "__main__":

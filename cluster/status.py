@@ -136,12 +136,21 @@ def cell_state(
         return CellState(cell, "missing")
     if not begun and accounts[key].state == "CANCELLED":
         return CellState(cell, "missing", "cancelled before it began")
+    if not begun and _came_after_others(submission, index):
+        return CellState(cell, "missing", "its job ended before it came to it")
     account = accounts.get(key)
     if account is None:
         reason = "its job is gone"
     else:
         reason = _ENDS.get(account.state, f"{account.state.lower()}, exit code {account.note}")
     return CellState(cell, "failed", f"{reason}{_last_words(submission.log_of(index))}")
+
+
+def _came_after_others(submission: Submission, index: int) -> bool:
+    """Whether a process of the cell's task began with a cell before this one."""
+    first, stride = index - index % submission.cells_per_job, submission.settings["cluster"]["at_once"]
+    earlier = submission.cells[first + (index - first) % stride : index : stride]
+    return any((submission.folder.parents[1] / "cells" / cell.name).is_dir() for cell in earlier)
 
 
 def _is_done(experiment: Path, cell: PlannedCell) -> bool:

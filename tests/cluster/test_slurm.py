@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,3 +183,18 @@ def test_a_lost_node_costs_nothing_but_time(ridgescope: Callable[..., str], hold
     assert accounts(job) == {"0": "COMPLETED"}
     assert log.read_text().count("training") == 2
     assert ridgescope("status", "folder=runs/lost").startswith("lost: 1 cells: 1 done\n")
+
+
+def test_two_nodes_compute_one_kernel_under_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit that of one process. Two strangers in one folder would have refused each other."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the pretended nodes have no address of their own
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    script = Path(__file__).parents[2] / "benchmarks" / "kernel_memory.py"
+    line = [sys.executable, str(script), "--inputs", "400", "--width", "32", "--memory", "3MB", "--compute"]
+    two = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=1500M", "--time=10"]
+    for words, processes in (([*line, str(tmp_path / "alone")], 1), ([*two, *line, str(tmp_path / "shared")], 2)):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('"seconds"') == processes
+    alone, shared = (tmp_path / name / "kernel.safetensors" for name in ("alone", "shared"))
+    assert alone.read_bytes() == shared.read_bytes()

@@ -86,6 +86,22 @@ def test_a_killed_cell_has_its_reason_from_the_accounts_and_the_log(
     assert "*** JOB 7 ON n1 KILLED ***" in state.reason
 
 
+def test_what_a_job_did_not_come_to_is_missing_and_what_no_job_could_begin_has_failed(
+    submission: Make, finish: Finish
+) -> None:
+    made = submission()
+    made.arrays = [ArrayJob(7, 0, 3)]
+    finish("a", "begun")
+    (made.folder / "logs" / "7_1.log").write_text("module: command not found: error\n")
+    states = [
+        cell_state(made, index, {}, {(7, 0): Task("FAILED", "0:9"), (7, 1): Task("FAILED", "127:0")})
+        for index in range(4)
+    ]
+    assert [state.state for state in states] == ["failed", "missing", "failed", "failed"]
+    assert states[1].reason == "its job ended before it came to it"
+    assert "module: command not found" in states[2].reason
+
+
 def test_a_failure_of_an_earlier_submission_does_not_count_for_a_later_one(submission: Make, finish: Finish) -> None:
     first = submission("a")
     finish("a", "disk full")

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 
 from ridgescope.models import MLP
 from ridgescope.train.cell import train_cell
+from ridgescope.train.config import register
 from ridgescope.train.data import prepare_data
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import write_atomically, write_json
+from ridgescope.train.main import run_cell
 from ridgescope.train.optimisers import KernelLBFGS
+from ridgescope.train.sweep import compose_cells
 
 
 def run(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -138,14 +141,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
     """No file can grow beyond 8 kB: weights do not fit. Then they can."""
     words = "-m ridgescope train name=a data=digits data.pool_size=100 data.test_size=50 data.train_size=10 num_draws=1"
-    command = f"exec {sys.executable} {words} num_seeds=1 ridges=[1e-1] model.width=64"
-    full = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], cwd=tmp_path, capture_output=True, text=True)
+    words += " num_seeds=1 ridges=[1e-1] model.width=64"
+    command = f"ulimit -f 8; exec {sys.executable} {words}"
+    full = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert full.returncode == 2
     message = full.stderr.splitlines()[-1]
     assert message.startswith("ridgescope: error: cannot write runs/a/cells/")
     assert "initial.safetensors (" in message
     assert "File too large" in message
     assert message.endswith("; free space or choose output=FOLDER")
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.glob("runs/a/cells/*/done.json")] == ["done.json"]
+    register()
+    settings = words.removeprefix("-m ridgescope train ").split()
+    (cell,) = compose_cells([*settings, f"output={tmp_path / 'runs'}"])
+    assert (run_cell(cell) / "done.json").is_file()
+    assert len(list(tmp_path.glob("runs/a/cells/*"))) == 1
