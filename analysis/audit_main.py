@@ -26,7 +26,7 @@ from ridgescope.analysis.report.audit_page import write_audit
 from ridgescope.analysis.report.audit_terminal import print_audit
 from ridgescope.analysis.verdict import evaluate, failed_required
 from ridgescope.models import empirical_ntk
-from ridgescope.train.config import DataConfig, checked
+from ridgescope.train.config import DataConfig, checked, parse_memory
 from ridgescope.train.data import prepare_data
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
@@ -163,9 +163,10 @@ def _finish(
         "git commit": facts["commit"] or "installed package",
         "settings": {key: plain[key] for key in ("module", "points", "sizes", "ridges", "num_draws", "num_seeds")},
     }
-    shared = {"table": kernel.table, "verdicts": verdicts, "findings": findings, "notes": kernel.notes}
-    print_audit(**shared, networks=networks, attribution=attribution, console=Console(highlight=False))
-    page = write_audit(folder, **shared, networks=networks, attribution=attribution, metadata=metadata)
+    shared: dict[str, Any] = {"table": kernel.table, "verdicts": verdicts, "findings": findings, "notes": kernel.notes}
+    shared |= {"networks": networks, "attribution": attribution}
+    print_audit(**shared, console=Console(highlight=False))
+    page = write_audit(folder, **shared, metadata=metadata)
     return verdicts, page
 
 
@@ -195,7 +196,7 @@ def _with_channels(inputs: Tensor, channels: int | None) -> Tensor:
 def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[list[Tensor], nn.Module]:
     """Trace kernels (M, M) in float64, one for each seed, and the network of the first."""
     inputs = given.inputs[: plain["points"]]
-    memory = _bytes(plain["memory"])
+    memory = float(parse_memory(plain["memory"]))
     grams, first = [], None
     with progress("kernels", plain["num_seeds"]) as steps:
         for seed in range(plain["seed"], plain["seed"] + plain["num_seeds"]):
@@ -203,17 +204,11 @@ def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[l
             if plain["checkpoint"]:
                 load_weights(network, Path(plain["checkpoint"]))
             _try(network, inputs, plain["module"])
-            grams.append(empirical_ntk(network, None, inputs, form="trace", memory_bytes=memory).double())
+            grams.append(empirical_ntk(network, None, inputs, form="trace", memory=memory).double())
             first = network if first is None else first
             steps.advance()
     assert first is not None
     return grams, first
-
-
-def _bytes(text: str) -> float:
-    from ridgescope.train.config import parse_memory
-
-    return float(parse_memory(text))
 
 
 def _try(network: nn.Module, inputs: Tensor, name: str) -> None:

@@ -84,8 +84,8 @@ def learning_curve_exponents(
         chains.append(_measured(gram, targets, order, sizes, ridge))
     slopes = torch.tensor(chains, dtype=torch.float64)
     measured = Slope(float(slopes.mean()), float(slopes.std()) / math.sqrt(num_draws))
-    estimates = [Slope(value, se) for value, se in zip(whole, scatter, strict=True)]
-    return Exponents(*estimates, measured, tuple(sizes), ridge)
+    capacity, source, predicted = (Slope(value, se) for value, se in zip(whole, scatter, strict=True))
+    return Exponents(capacity, source, predicted, measured, tuple(sizes), ridge)
 
 
 def _theory(pool: PoolEstimator, sizes: Sequence[int], ridge: float) -> tuple[float, float, float]:

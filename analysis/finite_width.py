@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from ridgescope.analysis.finite_width_depth import deep_kernel
 from ridgescope.models import MLP, Network, layer_kernels
 from ridgescope.theory.blocks import (
     BlockKernel,
@@ -18,6 +19,7 @@ from ridgescope.theory.blocks import (
     PointKernel,
     activation_family,
     block_law,
+    deep_law,
     gradient_family,
     point_kernel,
     squared_readout,
@@ -79,6 +81,15 @@ def finite_width_law(
     trained: Trained = "all",
     form: Form = "full",
 ) -> BlockPrediction:
-    """Kernel regression with the network's tangent kernel at initialisation, averaged over initialisations."""
+    """Kernel regression with the network's tangent kernel at initialisation, averaged over initialisations.
+
+    One hidden layer: `block_kernel` and `block_law`. Two and three: `deep_kernel` and `deep_law`, all weights trained.
+    Raises ``ValueError`` for an architecture without a law.
+    """
+    if isinstance(network, MLP) and network.depth > 1:
+        if trained != "all":
+            raise ValueError(f"trained='{trained}' has no law for depth {network.depth}; pass trained='all'")
+        deep = deep_kernel(network, x_train, x_eval, form=form)
+        return deep_law(deep, targets, eval_targets, width=network.width, ridge=ridge)
     kernel = block_kernel(network, x_train, x_eval, trained=trained, form=form)
     return block_law(kernel, targets, eval_targets, width=network.width, ridge=ridge)

@@ -31,7 +31,7 @@ def imported(path: str) -> Callable[..., Any]:
         raise UserError(f"cannot import {module} for {path}: {type(error).__name__}: {_first_line(error)}") from error
     if not callable(getattr(found, name, None)):
         raise UserError(f"{module} has no callable {name}; it has {', '.join(_public(found)) or 'none'}")
-    return getattr(found, name)  # type: ignore[no-any-return]
+    return getattr(found, name)
 
 
 def _public(module: Any) -> list[str]:
@@ -64,7 +64,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
-    state = read_tensors(path) if path.suffix == ".safetensors" else _weights_only(path)
+    state: dict[str, Any] = read_tensors(path) if path.suffix == ".safetensors" else _weights_only(path)
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]

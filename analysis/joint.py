@@ -60,7 +60,7 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"model": model, "P": size, "ridge": ridge, "kappa": part["kappa_spectrum"].mean()}
         row["kappa_se_log"] = part["kappa_spectrum_se_log"].mean()
         for route in ROUTES[1:]:
-            logs = np.log(part[f"kappa_{route}"] / part["kappa_spectrum"]).dropna()
+            logs = (part[f"kappa_{route}"] / part["kappa_spectrum"]).dropna().apply(np.log)
             row[route] = np.expm1(logs.mean()) if len(logs) else np.nan
             row[f"{route}_se"] = logs.std() / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
             row[f"{route}_scatter"] = logs.std() / part[f"kappa_{route}_se_log"].mean() if len(logs) > 1 else np.nan

@@ -39,11 +39,8 @@ def print_audit(
         line(f"\n{model}: {sentence}")
     line("\nκ by every route and the risk, in percent off what the spectrum predicts", "bold")
     console.print(_kappas(table, console))
-    line(
-        "± is one standard error over training sets; p is that of exact agreement of all routes. Gauss and norms are",
-        "dim",
-    )
-    line("the Gaussian and the elliptical control.", "dim")
+    line("± is one standard error over training sets, p that of exact agreement of all routes,", "dim")
+    line("Gauss and norms the Gaussian and the elliptical control.", "dim")
     if len(networks):
         line("\nTrained networks", "bold")
         console.print(_networks(console, networks))
@@ -58,13 +55,13 @@ def print_audit(
 
 def _kappas(table: pd.DataFrame, console: Console) -> Table:
     shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for heading in ("points", "P", "λ", "κ", *(SHORT[route] for route in ROUTES[1:]), "risk", "p"):
+    for heading in ("points", "P", "λ", *(SHORT[route] for route in ROUTES[1:]), "risk", "p"):
         shown.add_column(encodable(console, heading), justify="left" if heading == "points" else "right")
     for row in map(kappa_line, kappa_table(table).to_dict("records")):
         routes = [text.replace(" %", "").replace(" ± ", "±") for text in row["routes"]]
         model = {GAUSSIAN: "Gauss", ELLIPTICAL: "norms"}.get(row["model"], "data")
         joint = DASH if "need" in row["joint"] else row["joint"]
-        values = (model, row["P"], row["ridge"], row["kappa"], *routes, row["risk"].removesuffix(" %"), joint)
+        values = (model, row["P"], row["ridge"], *routes, row["risk"].removesuffix(" %"), joint)
         shown.add_row(*(Text(encodable(console, value)) for value in values))
     return shown
 

@@ -10,6 +10,7 @@ from ridgescope.models.kernels.layout import Layout, Tile
 from ridgescope.sizes import format_size
 
 QUIET = 10.0  # seconds: shorter computations say nothing
+SHORT = 1e10  # products that no machine takes long for: trying its speed would cost as much as a small kernel
 EVERY = 30.0  # seconds between lines
 PASS_SPEED, PAIR_SPEED = 0.2, 0.6  # of one large matrix product; the first tiles correct what they are wrong by
 
@@ -20,7 +21,7 @@ class Announcer:
     def __init__(self, plan: Plan, layout: Layout, tiles: list[Tile], *, stored: int, quiet: bool) -> None:
         self.work, self.done = _work(plan, tiles), 0.0
         self.total = sum(self.work.values())
-        seconds = 0.0 if quiet else self.total / _product_rate(plan)
+        seconds = 0.0 if quiet or self.total < SHORT else self.total / _product_rate(plan)
         self.long = seconds >= QUIET
         self.start = self.last = time.monotonic()
         if self.long:

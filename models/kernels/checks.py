@@ -25,6 +25,7 @@ def checked_parameters(model: nn.Module, params: Parameters | None, *inputs: Ten
             )
         if not torch.isfinite(value).all():
             raise ValueError(f"parameter {name} holds NaN or infinity; was the run that made it diverging?")
+    _require_one_kind(params)
     for x in inputs:
         _require_matching_input(x, params)
     _require_fixed_function(model)
@@ -40,6 +41,16 @@ def _require_same_names(expected: set[str], given: set[str]) -> None:
             f"params do not fit the model: missing {missing}, unknown {unknown}; "
             "use the names of model.named_parameters()"
         )
+
+
+def _require_one_kind(params: Parameters) -> None:
+    first, one = next(iter(params.items()))
+    for name, value in params.items():
+        if (value.dtype, value.device) != (one.dtype, one.device):
+            raise ValueError(
+                f"parameter {name} is {value.dtype} on {value.device} but {first} is {one.dtype} on {one.device}; "
+                "convert the model as a whole, model.to(device, dtype)"
+            )
 
 
 def _require_matching_input(x: Tensor, params: Parameters) -> None:
@@ -76,6 +87,11 @@ def checked_outputs(model: nn.Module, params: Parameters, x: Tensor) -> int:
         batch, alone = (
             functional_call(model, dict(params), (x[:2],)),
             functional_call(model, dict(params), (x[:1],)),
+        )
+    if not isinstance(batch, Tensor):
+        raise ValueError(
+            f"the model returns {type(batch).__name__}, kernels need a tensor (n, num_outputs); wrap it in a module "
+            "that returns the one output meant"
         )
     if batch.ndim != 2 or len(batch) != len(x[:2]):
         raise ValueError(

@@ -48,8 +48,9 @@ def mirror(kernel: Tensor) -> None:
 
 def _squares(kernel: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     outputs, rows, _, columns = kernel.shape
-    # about eight a side, counting outputs, or the symmetric half would not be much less than the whole
-    side = min(TILE, max(64, rows * outputs // 8))
+    # about eight a side, counting outputs, or the symmetric half would not be much less than the whole; products of
+    # fewer than 128 rows are slow
+    side = min(TILE, max(128, rows * outputs // 8))
     for p in range(0, rows, side):
         for q in range(p if symmetric else 0, columns, side):
             yield slice(p, p + side), slice(q, q + side)

@@ -201,7 +201,7 @@ def faithful_layers(
     A layer fails that is never called, whose weight is read elsewhere too, or whose batch axis is folded or
     reordered.
     """
-    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         score = _probe(functional_call(model, leaves, (x,)))
         gradients = torch.autograd.grad(score, list(leaves.values()), materialize_grads=True)
@@ -211,10 +211,18 @@ def faithful_layers(
     cotangents = iter(gradients_of(_probe(outputs), [use for name in used for use in uses[name]]))
     faithful = {}
     for name in used:
-        mine = layer_cotangents(layers[name], [next(cotangents) for _ in uses[name]])
-        if _agrees(mine[0].T @ stacked_inputs(uses[name])[0], _stacked(layers[name], name, true)):
+        mine = layer_cotangents(layers[name], [next(cotangents) for _ in uses[name]])[0]
+        inputs, gradient = stacked_inputs(uses[name])[0], _stacked(layers[name], name, true)
+        left, right = (_generic(gradient, axis) for axis in range(2))
+        if _agrees((mine @ left).T @ (inputs @ right), left.T @ gradient @ right):
             faithful[name] = layers[name]
     return faithful, outputs, uses
+
+
+def _generic(matrix: Tensor, axis: int) -> Tensor:
+    """Four directions, orthogonal to nothing in particular: gradients that agree along them all are equal."""
+    generator = torch.Generator().manual_seed(axis)
+    return torch.randn(matrix.shape[axis], 4, generator=generator, dtype=torch.float64).to(matrix)
 
 
 def _probe(outputs: Tensor) -> Tensor:

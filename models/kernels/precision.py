@@ -25,7 +25,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     try:
         for place in places:
             place.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False):
             yield
     finally:
         for place, precision in zip(places, before, strict=True):

@@ -2,21 +2,39 @@
 
 import os
 import sys
+from importlib import import_module
 
 from ridgescope.train.errors import Interrupted
 from ridgescope.train.interruption import listen
 
+# name: (module:function, what it does)
 COMMANDS = {
-    "validate": "train a ladder of networks and project it onto the theory: the main job",
-    "train": "train one cell, or with -m a Hydra multirun of cells",
-    "analyse": "measure and project the cells of an experiment, without retraining",
-    "coordinates": "check that one learning rate serves the whole width ladder, lazy to rich",
-    "kernels": "list a store of kernels, check and clean it",
-    "audit": "kappa, attribution and verdicts for a network of your own, or of torchvision",
-    "submit": "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
-    "status": "the cells of a submitted experiment; with resubmit=true those that failed go again",
-    "sync": "upload the wandb runs that were written offline",
-    "dashboard": "save the wandb workspace of an experiment",
+    "validate": ("analysis.main:validate", "train a ladder of networks and project it onto the theory: the main job"),
+    "train": ("train.main:main", "train one cell, or with -m a Hydra multirun of cells"),
+    "analyse": ("analysis.main:analyse", "measure and project the cells of an experiment, without retraining"),
+    "audit": (
+        "analysis.audit_main:audit",
+        "kappa, attribution and verdicts for a network of your own, or of torchvision",
+    ),
+    "forecast": (
+        "analysis.forecast.main:main",
+        "what more samples, another width or ridge will give, from a pilot; trains nothing",
+    ),
+    "coordinates": (
+        "analysis.coordinate_check:coordinate_check",
+        "check that one learning rate serves the whole width ladder, lazy to rich",
+    ),
+    "kernels": ("analysis.kernels:kernels", "list a store of kernels, check and clean it"),
+    "submit": (
+        "cluster.main:submit",
+        "validate as Slurm jobs: an array of cells, then the analysis; returns at once",
+    ),
+    "status": (
+        "cluster.main:status",
+        "the cells of a submitted experiment; with resubmit=true those that failed go again",
+    ),
+    "sync": ("cluster.main:sync", "upload the wandb runs that were written offline"),
+    "dashboard": ("cluster.main:dashboard", "save the wandb workspace of an experiment"),
 }
 
 USAGE = "usage: ridgescope COMMAND [KEY=VALUE ...]\n\n" + "\n".join(
@@ -61,27 +79,9 @@ def _run(command: str) -> int:
 
     from ridgescope.train.errors import UserError
 
+    module, _, function = COMMANDS[command][0].partition(":")
     try:
-        if command == "train":
-            from ridgescope.train.main import main as run
-        elif command == "analyse":
-            from ridgescope.analysis.main import analyse as run
-        elif command == "coordinates":
-            from ridgescope.analysis.coordinate_check import coordinate_check as run
-        elif command == "kernels":
-            from ridgescope.analysis.kernels import kernels as run
-        elif command == "audit":
-            from ridgescope.analysis.audit_main import audit as run
-        elif command == "submit":
-            from ridgescope.cluster.main import submit as run
-        elif command == "status":
-            from ridgescope.cluster.main import status as run
-        elif command == "sync":
-            from ridgescope.cluster.main import sync as run
-        elif command == "dashboard":
-            from ridgescope.cluster.main import dashboard as run
-        else:
-            from ridgescope.analysis.main import validate as run
+        run = getattr(import_module(f"ridgescope.{module}"), function)
         run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"ridgescope: error: {one_line(error)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -325,14 +327,30 @@ def test_reduced_precision_is_off_inside_and_as_before_outside(net, x):
         torch.set_float32_matmul_precision(before)
 
 
+SCRIPT = Path(__file__).with_name("kernel_process.py")
+
+
+@pytest.fixture
+def kernel_process() -> Iterator[ModuleType]:
+    """What those processes run, for this one; sums in the last bit may depend on the number of threads."""
+    threads = torch.get_num_threads()
+    spec = importlib.util.spec_from_file_location("kernel_process", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.set_num_threads(1)
+    yield module
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts one process of a group; those still running at the end are stopped."""
-    script = Path(__file__).with_name("kernel_process.py")
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: object) -> subprocess.Popen[str]:
-        command = [sys.executable, str(script), *map(str, words)]
+        command = [sys.executable, str(SCRIPT), *map(str, words)]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -343,23 +361,56 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_kernel_are_killed_and_one_ends_it_with_the_same_bits(launch, tmp_path):
+def test_two_processes_share_a_kernel_are_killed_and_one_ends_it_with_the_same_bits(
+    monkeypatch, launch, tmp_path, kernel_process
+):
     meeting, folder = tmp_path / "meeting", tmp_path / "kernel"
     killed = [launch(rank, 2, meeting, folder, 3) for rank in (0, 1)]
     for process in killed:
-        process.communicate(timeout=100)
+        process.communicate(timeout=300)
     assert {process.returncode for process in killed} == {-signal.SIGKILL}
     records = sorted(folder.glob("tiles-*.jsonl"))
     assert [len(path.read_text().split("\n\n")) for path in records] == [3, 3]
-    alone = launch(0, 1, meeting, folder, -1)
     together = [launch(rank, 2, tmp_path / "again", tmp_path / "second", -1) for rank in (0, 1)]
-    sums = []
-    for process in (alone, *together):
-        out, err = process.communicate(timeout=100)
+    tiles = count_writes(monkeypatch)
+    resumed = kernel_process.compute(folder, None)
+    answers = []
+    for process in together:
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        sums.append(json.loads(out))
-    assert sums[0]["written"] == sums[0]["tiles"] - 6
-    assert sums[1]["written"] + sums[2]["written"] == sums[1]["tiles"]
-    assert len({one["sum"] for one in sums}) == 1
-    assert sums[1]["gathered"] == sums[2]["gathered"] < 1e-6
-    assert "rank 1 of 2 failed" in sums[1]["refusal"]
+        answers.append(json.loads(out))
+    # tiles of a triangle grow towards its base: equal work is 11 of the first against 5 of the last
+    assert [answer["written"] for answer in answers] == [11, 5]
+    assert len(tiles) == 16 - 6
+    assert {answer["sum"] for answer in answers} == {kernel_process.checksum(resumed)}
+    assert answers[0]["gathered"] == answers[1]["gathered"] < 1e-6
+    assert "rank 1 of 2 failed" in answers[0]["refusal"]
+    assert "inputs hold NaN or infinity" in answers[1]["refusal"]
+
+
+class Pair(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y = super().forward(x)
+        return y, y
+
+
+def test_mixed_parameters_other_devices_and_outputs_that_are_no_tensor_are_named(inputs):
+    x = inputs(4, 8)
+    mixed = nn.Sequential(nn.Linear(8, 3).double(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"parameter 1.weight is torch.float32 on cpu but 0.weight is torch.float64"):
+        empirical_ntk(mixed, None, x)
+    with pytest.raises(ValueError, match=r"inputs are torch.float64 on meta but parameter 0.weight is .* on cpu"):
+        empirical_ntk(mixed.double(), None, x.to("meta"))
+    with pytest.raises(ValueError, match=r"the model returns tuple, kernels need a tensor \(n, num_outputs\)"):
+        empirical_ntk(Pair(8, 2).double(), None, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_kernel_of_the_cpu(net, x, tmp_path):
+    single, points = net.float(), x.float()
+    expected = empirical_ntk(single, None, points, dtype=torch.float64)
+    on_gpu = single.cuda(), None, points.cuda()
+    for kernel in (empirical_ntk(*on_gpu), empirical_ntk(*on_gpu, memory="100MB", path=tmp_path)):
+        # TF32 would be wrong in the third digit
+        assert float((kernel.cpu().double() - expected).norm() / expected.norm()) < 1e-5

@@ -1,5 +1,7 @@
 """The finite-width law: kernels made of independent random feature blocks, to all orders of the matrix inverse."""
 
+from ridgescope.theory.blocks.deep import DeepKernel, HiddenLayer
+from ridgescope.theory.blocks.deep_law import deep_law
 from ridgescope.theory.blocks.families import (
     BlockFamily,
     PointKernel,
@@ -16,11 +18,14 @@ __all__ = [
     "BlockKernel",
     "BlockPoolPrediction",
     "BlockPrediction",
+    "DeepKernel",
+    "HiddenLayer",
     "PointKernel",
     "Scales",
     "activation_family",
     "block_law",
     "block_pool_law",
+    "deep_law",
     "fixed_scale",
     "gradient_family",
     "point_kernel",

@@ -1,0 +1,192 @@
+"""A pilot: one kernel on M labelled points, what it forecasts by itself, and how wrong it has been on its own parts.
+
+Halves, quarters and eighths of the pool are pilots too, and what they should forecast is known: the left-out risk of
+the whole pool. From them come
+
+    the defect d(s) of df1 (`ridgescope.theory.tail`), from the quarters,
+    the theory error e2, e4: log forecast/truth of halves and quarters, at the same s = df1/P, averaged over the parts,
+    the map from risk to accuracy, on all parts and ridges.
+
+The error bar of a log risk adds three squares: the sampling of the pool (left-out errors of its points), the theory
+error (the larger of the mean of e2 and e4, which is also subtracted, and half their difference), and the tail (half
+the difference between the power law with and without a floor). All three grow with the distance P/M.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ridgescope.theory import pool_estimator
+from ridgescope.theory.tail import (
+    PoolReadings,
+    PopulationCurve,
+    df1_defect,
+    interpolate,
+    pool_readings,
+    population_curve,
+    ridge_grid,
+)
+from ridgescope.train.errors import UserError
+
+MIN_POOL = 96  # an eighth of it still has a curve
+MAX_RATIO = 16  # P/M: three doublings are measured on parts, one more is allowed
+PARTS = (2, 4, 8)
+LEVEL = 0.9  # of every interval
+QUANTILE = NormalDist().inv_cdf((1 + LEVEL) / 2)
+LEARNT = 0.95  # of the mean squared target: a best risk above it means that nothing is learned
+
+
+@dataclass(frozen=True)
+class PilotRisks:
+    """At one P, for each ridge: log risk, its standard error, and where it stands."""
+
+    log_risk: Float64[Tensor, " n"]
+    se: Float64[Tensor, " n"]
+    kappa: Float64[Tensor, " n"]
+    share: Float64[Tensor, " n"]
+    beyond: Float64[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``logit(accuracy) = coefficients . (1, log risk, log^2 risk)``, with the scatter of what it was fitted to."""
+
+    coefficients: Float64[Tensor, " three"]
+    scatter: float
+
+    def at(self, log_risk: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        return torch.sigmoid(_powers(log_risk) @ self.coefficients)
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """``readings`` of the whole pool, ``parts`` of its parts by their number, the pool's curve, the theory errors of
+    halves and quarters at each s, the map to accuracy (None where targets are no classes), and the pool's own
+    eigenvalues and target powers."""
+
+    readings: PoolReadings
+    parts: dict[int, list[PoolReadings]]
+    curve: PopulationCurve
+    error_at: Float64[Tensor, " s"]
+    errors: Float64[Tensor, "two s"]
+    accuracy: Accuracy | None
+    target_power: float
+    scale: float
+    spectrum: tuple[Tensor, Tensor]
+
+    @property
+    def size(self) -> int:
+        return self.readings.size
+
+    def risks(self, num_samples: int | float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
+        """Forecast at P = ``num_samples``, on either side of M."""
+        found = self.curve.forecast(num_samples, ridges)
+        straight = replace(self.curve, floor=0.0, bias_slope=self.curve.straight).forecast(num_samples, ridges)
+        reach = min(max(math.log2(num_samples / self.size), 0.0), 1.0)
+        halves, quarters = (interpolate(found.share, self.error_at, row) for row in self.errors)
+        bias = reach * (halves + quarters) / 2
+        theory = torch.maximum(bias.abs(), reach * (halves - quarters).abs() / 2)
+        tail = (straight.test / found.test).log() / 2
+        order = self.readings.kappa.argsort()
+        sampling = interpolate(found.kappa.log(), self.readings.kappa[order].log(), self.readings.risk_se[order])
+        # no theory is exact: a per cent for each doubling beyond what was measured on parts
+        doublings = max(math.log2(num_samples / self.size) - 1, 0.0)
+        se = (sampling**2 + theory**2 + tail**2 + (0.01 * doublings) ** 2).sqrt()
+        return PilotRisks(found.test.log() - bias, se, found.kappa, found.share, found.beyond)
+
+    @property
+    def noise_exceeds_signal(self) -> bool:
+        """The best left-out risk is hardly below the power of the target."""
+        return float(self.readings.risk.min()) > LEARNT * self.target_power
+
+
+def make_pilot(gram: Float64[Tensor, "m m"], targets: Float64[Tensor, "m c"]) -> Pilot:
+    """Decompose a pool and its parts: one ``eigh`` of M points, and 3/8 of one for the parts.
+
+    ``gram`` is the unnormalised kernel, ``targets`` (M, C) one row per point, both in random order of the points.
+
+    Raises ``UserError`` for fewer than `MIN_POOL` points, points that are equal to the kernel, and targets without
+    power; ``ValueError`` for what is no kernel.
+    """
+    size = len(gram)
+    if size < MIN_POOL:
+        raise UserError(f"a pilot of {size} points cannot be checked on its own parts; use at least {MIN_POOL}")
+    power = float(targets.square().sum() / len(targets))
+    if not power > 0:
+        raise UserError("the targets are 0 everywhere; pass labels that differ from their mean")
+    require_distinct(gram)
+    whole = pool_estimator(gram, targets)
+    grid = ridge_grid(whole)
+    readings = pool_readings(whole, grid)
+    parts = {number: _parts(gram, targets, number, grid) for number in PARTS}
+    defect = df1_defect(readings, parts[4])
+    curve = population_curve(readings, defect)
+    kept = (readings.share > 1e-3) & (readings.share < 0.995)
+    order = readings.share[kept].argsort()
+    errors = [_theory_error(readings, parts[number], defect)[kept][order] for number in (2, 4)]
+    everything = [readings, *(part for some in parts.values() for part in some)]
+    scale = float(gram.diagonal().mean())
+    accuracy = _accuracy(everything)
+    spectrum = (whole.eigenvalues, whole.target_power)
+    shares, stacked = readings.share[kept][order], torch.stack(errors)
+    return Pilot(readings, parts, curve, shares, stacked, accuracy, power, scale, spectrum)
+
+
+def _parts(gram: Tensor, targets: Tensor, number: int, grid: Tensor) -> list[PoolReadings]:
+    size = len(gram) // number
+    cuts = [slice(i * size, (i + 1) * size) for i in range(number)]
+    return [pool_readings(pool_estimator(gram[cut, cut].contiguous(), targets[cut]), grid) for cut in cuts]
+
+
+def _theory_error(whole: PoolReadings, parts: Sequence[PoolReadings], defect: Tensor) -> Tensor:
+    """log forecast/truth at each pool ridge of the whole, averaged over the parts that forecast it."""
+    forecasts = [population_curve(part, defect).forecast(whole.size, whole.pool_ridge).test for part in parts]
+    return (torch.stack(forecasts) / whole.risk).log().mean(0)
+
+
+def _accuracy(parts: Sequence[PoolReadings]) -> Accuracy | None:
+    """Weighted by the size of each part; only where left-out predictions are neither all right nor all wrong."""
+    rows = []
+    for part in parts:
+        kept = (part.correct > 0) & (part.correct < 1) & (part.share > 0.01) & (part.share < 0.995)
+        weight = torch.full_like(part.risk[kept], float(part.size))
+        rows.append(torch.stack([part.risk[kept].log(), torch.logit(part.correct[kept]), weight]))
+    log_risk, logit, weight = torch.cat(rows, 1)
+    if len(log_risk) < 10:
+        return None
+    design, root = _powers(log_risk), weight.sqrt()
+    coefficients = torch.linalg.lstsq(design * root[:, None], (logit * root)[:, None]).solution[:, 0]
+    scatter = ((design @ coefficients - logit).square() * weight).sum() / weight.sum()
+    return Accuracy(coefficients, float(scatter.sqrt()))
+
+
+def _powers(x: Tensor) -> Tensor:
+    return torch.stack([torch.ones_like(x), x, x**2], 1)
+
+
+def require_distinct(gram: Float64[Tensor, "m m"]) -> None:
+    """``UserError`` where two points are the same to the kernel: leave-one-out would then see its own answer."""
+    norms = gram.diagonal()
+    gap = norms[:, None] + norms - 2 * gram
+    same = (gap <= 1e-10 * (norms[:, None] + norms)).triu(1).nonzero()
+    if len(same):
+        i, j = same[0].tolist()
+        raise UserError(
+            f"{len(same)} pairs of pilot points are equal to the kernel, the first {i} and {j}: left-out risks would "
+            "leak; keep one of each"
+        )
+
+
+def require_disjoint(pool: Tensor, test: Tensor) -> None:
+    """``UserError`` where a test point (rows of any shape) is also a pilot point, bit by bit."""
+    seen = {row.tobytes() for row in pool.flatten(1).numpy()}
+    leaking = [i for i, row in enumerate(test.flatten(1).numpy()) if row.tobytes() in seen]
+    if leaking:
+        raise UserError(
+            f"{len(leaking)} test points are also pilot points, the first is test point {leaking[0]}; remove them"
+        )

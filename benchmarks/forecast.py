@@ -1,0 +1,230 @@
+"""Forecasts from pilots scored on larger runs, against what people use today.
+
+    python benchmarks/forecast_runs.py        # pilots and larger runs, once
+    python benchmarks/forecast_networks.py    # trained networks, once
+    python benchmarks/forecast.py --folder runs/forecast --out docs/results/forecast.md
+
+A pilot's forecast of a run is right to ``|log(forecast/measured)|``. Its 90 % interval, widened by the run's own test
+error, should hold 85 to 95 % of the runs. Baselines, from the same pilot at the same ridge:
+
+    power law     a + b P^-c through the left-out risks of eighths, quarters, halves and the whole (a >= 0)
+    pure power    the same with a = 0
+    GCV           the power law through their GCV values
+    naive theory  the pool's own eigenvalues and coefficients in the closed form, at infinite width
+    last value    the left-out risk of the whole pilot
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from forecast_networks import PILOTS, SEEDS, WIDTHS, pilot_kernel
+from forecast_runs import DESIGNS, FAMILIES, RIDGES, TARGETS, Store, load, targets
+from scipy.optimize import least_squares
+from torch import Tensor
+
+from ridgescope.analysis.forecast import Pilot, forecast
+from ridgescope.analysis.forecast.pilot import QUANTILE
+from ridgescope.theory import Samples, Spectrum, Target, risks
+from ridgescope.theory.tail import interpolate
+from ridgescope.train.data import PreparedData
+from ridgescope.train.files import write_atomically, write_text
+
+BASELINES = ("power law", "pure power", "GCV", "naive theory", "last value")
+KEYS = ["data", "family", "target", "pilot", "P", "ridge"]
+
+
+def power_law(sizes: np.ndarray, values: np.ndarray, at: np.ndarray, *, offset: bool) -> np.ndarray:
+    """Least squares in the logarithm, from the best of several starts."""
+
+    def curve(p: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return (p[0] if offset else 0.0) + np.exp(p[1]) * n ** -p[2]
+
+    def misfit(p: np.ndarray) -> np.ndarray:
+        return np.log(curve(p, sizes)) - np.log(values)
+
+    bounds = [0.0, -50.0, 0.0], [float(values.max()), 50.0, 3.0]
+    fits = []
+    for share in (0.0, 0.5, 0.9) if offset else (0.0,):
+        start = [share * values[-1], math.log(values[-1] * (1 - share)) + 0.3 * math.log(sizes[-1]), 0.3]
+        fits.append(least_squares(misfit, start, bounds=bounds, x_scale=[0.1, 1, 1]))
+    return curve(min(fits, key=lambda fit: fit.cost).x, at)
+
+
+def baselines(pilot: Pilot, sizes: list[int], ridges: tuple[float, ...]) -> pd.DataFrame:
+    """A row per P and ridge, a column per baseline."""
+    parts = [[pilot.readings], *pilot.parts.values()]
+    places = np.array([some[0].size for some in parts], float)[::-1]
+    spectrum, target = Spectrum(pilot.spectrum[0]), Target(pilot.spectrum[1], 0.0)
+    rows = []
+    for ridge in ridges:
+        log = torch.tensor([ridge], dtype=torch.float64).log()
+        loo, gcv = (
+            np.array(
+                [np.mean([float(interpolate(log, r.pool_ridge.log(), getattr(r, n))) for r in some]) for some in parts]
+            )
+            for n in ("risk", "gcv")
+        )
+        loo, gcv, at = loo[::-1], gcv[::-1], np.array(sizes, float)
+        columns = {
+            "power law": power_law(places, loo, at, offset=True),
+            "pure power": power_law(places, loo, at, offset=False),
+            "GCV": power_law(places, gcv, at, offset=True),
+            "naive theory": [float(risks(spectrum, target, Samples(float(size)), ridge).test) for size in sizes],
+            "last value": [loo[-1]] * len(sizes),
+        }
+        rows += [
+            {"P": size, "ridge": ridge} | {k: float(v[i]) for k, v in columns.items()} for i, size in enumerate(sizes)
+        ]
+    return pd.DataFrame(rows)
+
+
+def one_pilot(grams: list[Tensor], y: Tensor, sizes: list[int], ridges: tuple[float, ...]) -> pd.DataFrame:
+    """Forecast and baselines of a pilot, with the best ridge and the seconds the forecast took."""
+    started = time.perf_counter()
+    result = forecast({math.inf: grams}, y, num_samples=sizes, ridges=ridges)
+    seconds = time.perf_counter() - started
+    best = result.optimal[["P", "ridge"]].rename(columns={"ridge": "best_ridge"})
+    table = result.table.merge(best, on="P").merge(
+        baselines(result.widths[0].pilots[0], sizes, ridges), on=["P", "ridge"]
+    )
+    return table.assign(seconds=seconds)
+
+
+def forecasts(folder: Path, name: str, family: str, data: PreparedData, pilots: int) -> list[pd.DataFrame]:
+    """Of the first pilots of a family, kept on disk."""
+    design, store = DESIGNS[name], Store(folder / name, data, DESIGNS[name], family)
+    frames = []
+    for pilot in range(min(pilots, design.pilots)):
+        start = design.block * design.blocks + pilot * design.pilot
+        for kind in TARGETS:
+            path = folder / "forecasts" / f"{name}-{family}-{kind}-{pilot}.parquet"
+            if not path.is_file():
+                y = targets(data.pool_labels[start : start + design.pilot], kind)
+                table = one_pilot([store.named(f"pilot_{pilot}")], y, list(design.sizes), RIDGES)
+                write_atomically(path, table.assign(data=name, family=family, target=kind, pilot=pilot).to_parquet)
+            frames.append(pd.read_parquet(path))
+    return frames
+
+
+def network_forecasts(folder: Path, data: PreparedData) -> list[pd.DataFrame]:
+    """Of P = 4000 at each width, from two drawn networks' kernels on each pilot."""
+    design, frames = DESIGNS["fashion_mnist"], []
+    measured = pd.read_parquet(folder / "networks.parquet")
+    ridges = tuple(sorted(measured["ridge"].unique()))
+    for width in WIDTHS:
+        for pilot in range(PILOTS):
+            path = folder / "forecasts" / f"width{width}-{pilot}.parquet"
+            if not path.is_file():
+                start = design.block * design.blocks + pilot * design.pilot
+                y = targets(data.pool_labels[start : start + design.pilot], "parity")
+                grams = [pilot_kernel(folder, data, width, pilot, seed) for seed in range(SEEDS)]
+                table = one_pilot(grams, y, [design.block], ridges)
+                marks = {"data": "fashion_mnist", "family": f"width {width}", "target": "parity", "pilot": pilot}
+                write_atomically(path, table.assign(**marks).to_parquet)
+            frames.append(pd.read_parquet(path))
+    return frames
+
+
+def scored(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """A row per pilot and run: errors in log risk, and whether the interval holds the run."""
+    both = predicted.merge(measured, on=["data", "family", "target", "P", "ridge"], suffixes=("", "_run"))
+    for method in ("risk", *BASELINES):
+        both[f"error {method}"] = np.log(both[method] / both["test"])
+    half = np.log(both["risk_high"] / both["risk"])
+    own = QUANTILE * both["test_se"] / both["test"]
+    both["covered"] = both["error risk"].abs() <= np.sqrt(half**2 + own**2)
+    both["ratio"] = both["P"] / both["data"].map({name: design.pilot for name, design in DESIGNS.items()})
+    return both
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Per data, family, target and ratio: median errors in percent, coverage."""
+    rows = []
+    for key, rows_of in table.groupby(["data", "family", "target", "ratio"], sort=True):
+        names = dict(zip(("data", "family", "target", "P/M"), key, strict=True))
+        medians = {m: 100 * float(rows_of[f"error {m}"].abs().median()) for m in ("risk", *BASELINES)}
+        row = names | {"runs": len(rows_of), "forecast": medians.pop("risk"), **medians}
+        row["best baseline"] = min(medians.values())
+        row["forecast/best"] = row["forecast"] / row["best baseline"]
+        row["bias"] = 100 * float(rows_of["error risk"].mean())
+        rows.append(row | {"covered": 100 * float(rows_of["covered"].mean()), "half-width": _half(rows_of)})
+    return pd.DataFrame(rows)
+
+
+def _half(rows: pd.DataFrame) -> float:
+    return 100 * float(np.log(rows["risk_high"] / rows["risk"]).median())
+
+
+def ridge_loss(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Risk of the runs at the forecast's best ridge over the least found by search, in percent.
+
+    log risk is interpolated between the measured ridges, which it leaves at neither end.
+    """
+    rows = []
+    best = predicted.drop_duplicates(["data", "family", "target", "pilot", "P"])
+    for row in best.to_dict("records"):
+        keys = ("data", "family", "target", "P")
+        runs = measured[np.logical_and.reduce([measured[k] == row[k] for k in keys])]
+        if runs.empty:
+            continue
+        mean = runs.groupby("ridge")["test"].mean().sort_index()
+        place, values = np.log(mean.index.to_numpy(float)), np.log(mean.to_numpy(float))
+        at = np.interp(math.log(row["best_ridge"]), place, values)
+        rows.append({k: row[k] for k in keys} | {"loss": 100 * math.expm1(at - values.min())})
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame, decimals: int = 1) -> str:
+    """A Markdown table; integers stay integers."""
+
+    def text(value: object) -> str:
+        return (
+            f"{value:.{decimals}f}"
+            if isinstance(value, float) and value != int(value)
+            else f"{value}".removesuffix(".0")
+        )
+
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + " --- |" * len(table.columns)]
+    return "\n".join([*lines, *("| " + " | ".join(map(text, row)) + " |" for row in table.to_numpy().tolist())])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/forecast"))
+    parser.add_argument("--data", nargs="+", default=list(DESIGNS))
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--pilots", type=int, default=6)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    measured, frames = [pd.read_parquet(options.folder / "runs.parquet")], []
+    for name in options.data:
+        data = load(name)
+        for family in options.families:
+            frames += forecasts(options.folder, name, family, data, options.pilots)
+        if name == "fashion_mnist" and (options.folder / "networks.parquet").is_file():
+            frames += network_forecasts(options.folder, data)
+            measured.append(pd.read_parquet(options.folder / "networks.parquet"))
+    predicted, runs = pd.concat(frames, ignore_index=True), pd.concat(measured, ignore_index=True)
+    table = scored(predicted, runs)
+    losses = ridge_loss(predicted, runs[~runs["family"].str.startswith("width")])
+    text = "\n\n".join(
+        [
+            markdown(summary(table)),
+            f"all: {len(table)} pairs of pilot and run, median error {100 * table['error risk'].abs().median():.1f} %, "
+            f"covered {100 * table['covered'].mean():.1f} %, median seconds of a forecast "
+            f"{table['seconds'].median():.1f}",
+            markdown(losses.groupby(["data", "family", "target", "P"])["loss"].agg(["median", "max"]).reset_index(), 2),
+        ]
+    )
+    print(text)
+    if options.out is not None:
+        write_text(options.out, text + "\n")
+
+
+if __name__ == "__main__":
+    main()

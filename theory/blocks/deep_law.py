@@ -1,0 +1,243 @@
+"""Ridge regression with a deep network's tangent kernel, averaged over initialisations: the fixed point and the risk.
+
+The risk is the first derivative of the loss in the weight of a test point (`ridgescope.theory.blocks.law`). A point of
+small weight adds ``e u u^T`` to G, u(x) = delta_x - G k(x), so with ``Psi`` the derivative of ``y^T G y`` in G through
+the fixed point (an adjoint solve),
+
+    E (y - f(x))^2 = (y - k(x)^T G y)^2 + u(x)^T Psi u(x)
+
+and a training point has P lam/w in place of 1. Letters: P training points, T evaluation points, C outputs.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ridgescope.theory._checks import Number, as_float64, positive, same_length
+from ridgescope.theory.blocks.deep import DeepKernel, DeepMap, State
+from ridgescope.theory.blocks.fixed_point import HISTORY, _mix
+from ridgescope.theory.blocks.law import BlockPrediction, require_distinct
+from ridgescope.theory.blocks.pairs import symmetric
+from ridgescope.theory.solver import solve_kappa
+
+TOLERANCE = 1e-10  # change of every part of the state in one iteration, relative to its size at infinite width
+ADJOINT = 1e-9  # the same for the adjoint, in what its parts contribute: relative accuracy of variances
+LOST = "the deep law has no positive kernel at width={:g}, ridge={:g}: too narrow for this depth; use a wider network"
+
+
+def deep_law(
+    kernel: DeepKernel,
+    targets: Float64[Tensor, "p c"],
+    eval_targets: Float64[Tensor, "t c"] | None = None,
+    *,
+    width: Number,
+    ridge: Number,
+    weights: Float64[Tensor, " p"] | None = None,
+    start: State | None = None,
+) -> BlockPrediction:
+    """Predict regression with ridge ``ridge`` on the tangent kernel of a network of ``width`` neurons per layer.
+
+    ``weights``: w of the loss (1/P) sum w_i e_i^2, default 1. ``start``: the ``orders`` of a neighbouring (width,
+    ridge). ``width = inf`` is the infinite-width kernel. Fields as in `BlockPrediction`; results carry no gradient.
+
+    Cost: per hidden layer and iteration two eigendecompositions of size 2P and as many of size P, 5-15 iterations;
+    then the same at P + T points, a few times, in pieces of P/2 evaluation points.
+
+    Raises ``ValueError`` for width < 1, ridge <= 0, equal training points, and where the law has no positive
+    kernel; ``RuntimeError`` where the iteration does not converge.
+    """
+    return _Problem(kernel, targets, width, ridge, weights).predict(eval_targets, start)
+
+
+class _Problem:
+    def __init__(
+        self, kernel: DeepKernel, targets: Tensor, width: Number, ridge: Number, weights: Tensor | None
+    ) -> None:
+        if not width >= 1:
+            raise ValueError(f"width={width:g} must be at least 1 (inf is allowed): a network has neurons")
+        self.kernel, self.width = kernel, float(width)
+        self.ridge = float(positive("ridge", as_float64("ridge", ridge)))
+        self.size = size = kernel.num_train
+        self.targets = as_float64("targets", targets)
+        if self.targets.ndim != 2 or len(self.targets) != size:
+            raise ValueError(f"targets has shape {tuple(self.targets.shape)} for {size} training points; pass (P, C)")
+        self.weights = torch.ones(size, dtype=torch.float64)
+        if weights is not None:
+            same_length("weights", as_float64("weights", weights), "the training kernel", size)
+            self.weights = positive("weights", as_float64("weights", weights))
+        self.limit = kernel.limit()[:size, :size]
+        require_distinct(self.limit)
+        self.map = DeepMap(kernel.at(torch.arange(size)), 1 / self.width)
+        self.diagonal = size * self.ridge / self.weights
+
+    def resolvent(self, state: State) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(torch.diag(self.diagonal) + symmetric(state[0]))
+        if int(info) != 0:
+            raise ValueError(LOST.format(self.width, self.ridge))
+        return torch.cholesky_inverse(factor)
+
+    def predict(self, eval_targets: Tensor | None, start: State | None) -> BlockPrediction:
+        with torch.no_grad():
+            begin = self.map.start()
+            state, iterations = iterate(
+                lambda s: self.map(s, self.resolvent(s)),
+                begin if start is None else start,
+                [1 / float(part.norm()) for part in begin],
+                _positive,
+            )
+            inverse = self.resolvent(state)
+            if int(torch.linalg.cholesky_ex(symmetric(state[0]))[1]) != 0:
+                raise ValueError(LOST.format(self.width, self.ridge))
+        size, weights, alpha = self.size, self.weights, inverse @ self.targets
+        adjoint = self._adjoints(state, [alpha @ alpha.T, inverse @ (inverse / weights[:, None])])
+        fluctuation, slope = (self._response(self.map, state, inverse, seeds) for seeds in adjoint)
+
+        source = inverse @ (inverse / weights[:, None])
+        kappa1 = 1 / (inverse.diagonal() / weights).sum()
+        dkappa = kappa1**2 * size * ((source.diagonal() / weights).sum() + (source * slope).sum())
+        df1, gamma1 = size * (1 - self.ridge / kappa1), 1 - 1 / dkappa
+
+        spread = ((inverse @ fluctuation) * inverse).sum(1)
+        share = weights / size
+        train_bias = (share * (self.diagonal[:, None] * alpha).square().sum(1)).sum()
+        train_variance = (share * self.diagonal.square() * spread).sum()
+        train = train_bias + train_variance
+        left_out = (alpha.square().sum(1) + spread) / inverse.diagonal().square()
+
+        predictor, variance = self._evaluate(state, inverse, alpha, adjoint[0])
+        error = torch.full((len(predictor),), torch.nan, dtype=torch.float64)
+        if eval_targets is not None:
+            error = (as_float64("eval_targets", eval_targets) - predictor).square().sum(1)
+        return BlockPrediction(
+            kappa1=kappa1,
+            kappa_features=self._matching_ridge(df1),
+            dkappa1_dridge=dkappa,
+            df1=df1,
+            df2=size * gamma1,
+            gamma1=gamma1,
+            test=(error + variance).mean(),
+            test_bias=error.mean(),
+            test_variance=variance.mean(),
+            train=train,
+            train_bias=train_bias,
+            train_variance=train_variance,
+            gcv=(kappa1 / self.ridge) ** 2 * train,
+            loo=(share * left_out).sum(),
+            predictor=predictor,
+            test_points=error + variance,
+            variance_points=variance,
+            resolvent=inverse,
+            orders=state,
+            iterations=iterations,
+        )
+
+    def _adjoints(self, state: State, products: list[Tensor]) -> list[State]:
+        """Derivatives of ``tr(B G)`` in the state's own map, one for each ``G B G`` in ``products``."""
+        leaves = [part.detach().requires_grad_() for part in state]
+        # not Cholesky's inverse: the derivative of an inverse of a general matrix is exact and cheap
+        image = self.map(leaves, torch.linalg.inv(torch.diag(self.diagonal) + leaves[0]))
+        found = []
+        for source in products:
+            seed = [-source, *(torch.zeros_like(part) for part in state[1:])]
+
+            def pull(adjoint: State, seed: State = seed) -> State:
+                moving = [(part, a) for part, a in zip(image, adjoint, strict=True) if part.requires_grad]
+                parts, weights = zip(*moving, strict=True)
+                back = torch.autograd.grad(parts, leaves, weights, retain_graph=True, materialize_grads=True)
+                return [s + b for s, b in zip(seed, back, strict=True)]
+
+            found.append(iterate(pull, seed, [float(part.norm()) for part in state], tolerance=ADJOINT)[0])
+        return found
+
+    @staticmethod
+    def _response(mapping: DeepMap, state: State, inverse: Tensor, adjoint: State) -> Tensor:
+        """``Psi``: derivative in the resolvent, all points; ``adjoint`` weighs the training points' map only."""
+        size = len(adjoint[0])
+        leaf = inverse.detach().requires_grad_()
+        image = mapping(state, leaf)
+        parts = [part[:size, :size] if part.ndim == 2 else part for part in image]
+        total = sum((part * weight).sum() for part, weight in zip(parts, adjoint, strict=True))
+        assert isinstance(total, Tensor)
+        return symmetric(torch.autograd.grad(total, leaf)[0])
+
+    def _evaluate(self, state: State, inverse: Tensor, alpha: Tensor, adjoint: State) -> tuple[Tensor, Tensor]:
+        """Mean predictions (T, C) and variances (T,), in pieces."""
+        size, total = self.size, len(self.kernel.inputs)
+        measures = self.map.measure(state, inverse)
+        predictions, variances = [alpha[:0]], [alpha[:0, 0]]
+        for piece in torch.arange(size, total).split(max(64, size // 2)):
+            index = torch.cat([torch.arange(size), piece])
+            mapping = DeepMap(self.kernel.at(index), 1 / self.width)
+            with torch.no_grad():
+                wide = mapping.rebuild(measures.extended(len(piece)))
+            padded = torch.nn.functional.pad(inverse, (0, len(piece), 0, len(piece)))
+            response = self._response(mapping, wide, padded, adjoint)
+            cross = wide[0][size:, :size]
+            reach = torch.cat([-(cross @ inverse), torch.eye(len(piece), dtype=torch.float64)], 1)
+            predictions.append(cross @ alpha)
+            variances.append(((reach @ response) * reach).sum(1))
+        return torch.cat(predictions), torch.cat(variances)
+
+    def _matching_ridge(self, df1: Tensor) -> Tensor:
+        root = (self.weights / self.size).sqrt()
+        e = torch.linalg.eigvalsh(root[:, None] * self.limit * root).flip(0).clamp_min(0)
+        return solve_kappa(e, None, e.new_zeros(()), e.new_zeros(1), df1.reshape(1, 1))[0]
+
+
+def iterate(
+    step: Callable[[State], State],
+    state: State,
+    units: list[float],
+    accept: Callable[[State], bool] = lambda _: True,
+    *,
+    tolerance: float = TOLERANCE,
+    limit: int = 200,
+) -> tuple[State, int]:
+    """The fixed point of ``step`` by Anderson mixing; a mixed state that is not accepted gives way to a plain step.
+
+    ``units`` bring the parts of the state to one scale. Raises ``RuntimeError`` where the fixed point is not found to
+    ``tolerance``: nothing unconverged is returned.
+    """
+    past: list[Tensor] = []
+    moves: list[Tensor] = []
+    flat = _flatten(state, units)
+    change = math.inf
+    for iteration in range(1, limit + 1):
+        new = step(state)
+        image = _flatten(new, units)
+        sizes = [part.numel() for part in new]
+        pairs = zip((image - flat).split(sizes), image.split(sizes), strict=True)
+        moved, size = (max(float(part.norm()) for part in parts) for parts in zip(*pairs, strict=True))
+        change = moved / size if size > 0 else 0.0
+        if not math.isfinite(moved):
+            raise RuntimeError("the deep law's iteration left the finite numbers; use a wider network or larger ridge")
+        if change <= tolerance:
+            return new, iteration
+        past, moves = [*past, image][-HISTORY:], [*moves, image - flat][-HISTORY:]
+        flat = _mix(past, moves)
+        state = _unflatten(flat, new, units)
+        if not accept(state):
+            flat, state = image, new
+    raise RuntimeError(
+        f"the deep law did not converge in {limit} iterations (last change {change:.1e}); "
+        "use a wider network or a larger ridge"
+    )
+
+
+def _flatten(state: State, units: list[float]) -> Tensor:
+    return torch.cat([unit * part.flatten() for part, unit in zip(state, units, strict=True)])
+
+
+def _unflatten(flat: Tensor, like: State, units: list[float]) -> State:
+    parts = zip(flat.split([part.numel() for part in like]), like, units, strict=True)
+    return [part.view(shape.shape) / unit for part, shape, unit in parts]
+
+
+def _positive(state: State) -> bool:
+    if not all(bool(torch.isfinite(part).all()) for part in state):
+        return False
+    matrices = [symmetric(part) for part in state if part.ndim == 2]
+    return all(int(torch.linalg.cholesky_ex(m)[1]) == 0 for m in matrices) and bool((state[-1] > 0).all())
