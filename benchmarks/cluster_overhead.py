@@ -59,7 +59,7 @@ def main() -> None:
             for mode, words in modes.items():
                 training.update(wall=0.0, cpu=0.0)
                 wall, cpu = time.perf_counter(), time.process_time()
-                (cell,) = compose_cells([*SIZE.split(), f"seed={seed}", f"output={folder}/{words}", words])
+                (cell,) = compose_cells([*SIZE.split(), f"seed={seed}", f"output={folder}/{mode.split()[0]}", words])
                 run_cell(cell)
                 seconds = time.perf_counter() - wall - training["wall"], time.process_time() - cpu - training["cpu"]
                 if seed >= 2:  # the first ones load and compile

@@ -147,10 +147,13 @@ def cell_state(
 
 
 def _came_after_others(submission: Submission, index: int) -> bool:
-    """Whether a process of the cell's task began with a cell before this one."""
+    """Whether a process of the cell's task began with a cell before this one, and never spoke of this one."""
     first, stride = index - index % submission.cells_per_job, submission.settings["cluster"]["at_once"]
     earlier = submission.cells[first + (index - first) % stride : index : stride]
-    return any((submission.folder.parents[1] / "cells" / cell.name).is_dir() for cell in earlier)
+    begun = any((submission.folder.parents[1] / "cells" / cell.name).is_dir() for cell in earlier)
+    log = submission.log_of(index)
+    spoken = log is not None and log.is_file() and submission.cells[index].name in log.read_text(errors="replace")
+    return begun and not spoken
 
 
 def _is_done(experiment: Path, cell: PlannedCell) -> bool:

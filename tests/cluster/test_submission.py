@@ -99,6 +99,8 @@ def test_what_a_job_did_not_come_to_is_missing_and_what_no_job_could_begin_has_f
     ]
     assert [state.state for state in states] == ["failed", "missing", "failed", "failed"]
     assert states[1].reason == "its job ended before it came to it"
+    (made.folder / "logs" / "7_0.log").write_text("training a\ntraining b\nfailed: b: cannot write b (File exists)\n")
+    assert cell_state(made, 1, {}, {(7, 0): Task("FAILED", "0:9")}).state == "failed"  # though it has no folder
     assert "module: command not found" in states[2].reason
 
 
