@@ -62,6 +62,23 @@ def test_wide_networks_approach_the_limit(generator, inputs, make, activation, p
     assert_is_the_limit([one.detach() for one in covariance], limit.nngp, nets[0].width)
 
 
+@pytest.mark.parametrize("make", [mlp, cnn, pooled])
+def test_squared_deviations_from_the_limit_fall_as_one_over_width(generator, inputs, make):
+    x, draws, widths = inputs(3, 36), 40, (8, 64)
+    means, errors = [], []
+    for width in widths:
+        nets = [make(generator, width=width, activation="erf") for _ in range(draws)]
+        limit = infinite_ntk(nets[0], x).ntk
+        deviations = torch.stack([empirical_ntk(net, None, x, form="trace") / net.kernel_scale - limit for net in nets])
+        squares = deviations.square().mean((1, 2))
+        means.append(squares.mean())
+        errors.append(squares.std() / squares.mean() / math.sqrt(draws))
+    exponent = math.log(means[0] / means[1]) / math.log(widths[1] / widths[0])
+    error = math.hypot(*errors) / math.log(widths[1] / widths[0])
+    assert error < 0.25  # so that four of them tell 1 from 0 and from 2
+    assert abs(exponent - 1) < 4 * error
+
+
 def window_means(values, height, width, stride):
     """Mean over the nine pixels of a window, one pixel pair at a time; pixels outside count as zero."""
     return {
