@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from ridgescope.analysis.finite_width_depth import deep_kernel
+from ridgescope.analysis.finite_width_depth import CROWDED, deep_kernel
 from ridgescope.models import MLP, Network, layer_kernels
 from ridgescope.theory.blocks import (
     BlockKernel,
@@ -84,11 +84,16 @@ def finite_width_law(
     """Kernel regression with the network's tangent kernel at initialisation, averaged over initialisations.
 
     One hidden layer: `block_kernel` and `block_law`. Two and three: `deep_kernel` and `deep_law`, all weights trained.
-    Raises ``ValueError`` for an architecture without a law.
+    Raises ``ValueError`` for an architecture without a law, and where the deep law was not shown to hold.
     """
     if isinstance(network, MLP) and network.depth > 1:
         if trained != "all":
             raise ValueError(f"trained='{trained}' has no law for depth {network.depth}; pass trained='all'")
+        if len(x_train) > CROWDED * network.width**2:
+            raise ValueError(
+                f"width={network.width} is too narrow for the law of depth {network.depth} at {len(x_train)} training "
+                f"points; it was compared with drawn networks up to {CROWDED} width^2 points"
+            )
         deep = deep_kernel(network, x_train, x_eval, form=form)
         return deep_law(deep, targets, eval_targets, width=network.width, ridge=ridge)
     kernel = block_kernel(network, x_train, x_eval, trained=trained, form=form)

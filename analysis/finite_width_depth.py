@@ -24,7 +24,9 @@ from ridgescope.models.activations import ACTIVATIONS, gaussian_nodes
 from ridgescope.models.kernels.duals import DUALS
 from ridgescope.theory.blocks import DeepKernel, HiddenLayer, Scales, fixed_scale, squared_readout
 
-DEPTHS = (2, 3)  # where the law was compared with drawn kernels: docs/results/finite_width_depth.md
+# where the law was compared with drawn kernels: docs/results/finite_width_depth.md
+DEPTHS = (2, 3)
+CROWDED = 0.4  # P/N^2: pairs of neurons are as many features as points, and three layers at P = 1.6 N^2 fail
 BINS = 40  # nodes kept of a product of two scales
 
 

@@ -74,3 +74,5 @@ def test_architectures_without_a_law_are_named(digits):
         deep_kernel(mlp(0, 2), x)
     with pytest.raises(ValueError, match="trained='readout' has no law for depth 2"):
         finite_width_law(mlp(0), x[:P], y[:P], x[P:], y[P:], trained="readout", **rest)
+    with pytest.raises(ValueError, match=r"width=8 is too narrow for the law of depth 2 at 50 training points"):
+        finite_width_law(mlp(0, width=8), x[:P], y[:P], x[P:], y[P:], **rest)
