@@ -26,7 +26,8 @@ from ridgescope.__main__ import main as command
 
 LADDER = [
     "train", "-m", "data=digits", "model=mlp", "data.train_size=100,200", "ridges=[1e-2,1e-4]", "num_seeds=4",
-    "num_draws=4", "design=crossed", "alpha=10", "checkpoint_every=5", "logging.wandb=disabled", "name=ladder",
+    "num_draws=4", "design=crossed", "alpha=10", "checkpoint_every=5", "memory=800MB",
+    "logging.wandb=disabled", "name=ladder",
 ]  # fmt: skip
 
 

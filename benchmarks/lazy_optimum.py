@@ -74,7 +74,7 @@ def cell(name: str, target: Any, size: int, width: int, alpha: float, replicates
             tolerance=1e-6,
             dtype=torch.float64,
             accelerator="cpu",
-            memory=2 * 10**9,
+            memory=3 * 10**8,
         )
         records = [m for path in sorted(Path(folder).glob("program-*.json")) for m in read_json(path)]
     network, initial = initialise(

@@ -137,7 +137,8 @@ class PlainProgress(L.Callback):
         if training.num_diverged > len(self.named):
             for e in set(training.diverged.nonzero()[:, 0].tolist()) - self.named:
                 self.named.add(e)
-                say(f"  {self.cell} diverged at step {int(training.steps[e])}, others go on: {training.members[e]}")
+                step, member = int(training.steps[e]), training.members[e]
+                say(f"  {self.cell} diverged at step {step}, the others go on: {member}")
         if time.monotonic() - self.last >= LINE_EVERY:
             self.last = time.monotonic()
             say(
