@@ -52,7 +52,9 @@ class CheckpointFile:
         try:
             with safe_open(self.path, "pt", device=str(device)) as file:
                 header = json.loads(file.metadata()["ridgescope"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                # copied: what the file gives is aligned as it lies there, and products of matrices may then sum in
+                # another order than those of a run without an interruption
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             step = int(header.pop("step"))
         except Exception as error:  # safetensors raises its own type for a truncated file
             raise UserError(f"cannot read {self.path} ({error}); delete it to train this program again") from error

@@ -24,6 +24,7 @@ from ridgescope.__main__ import main
 from ridgescope.models import MLP
 from ridgescope.train import interruption
 from ridgescope.train.cell import train_cell
+from ridgescope.train.checkpoint import Checkpoint, CheckpointFile
 from ridgescope.train.data import prepare_data
 from ridgescope.train.ensemble import Member
 from ridgescope.train.errors import Interrupted, UserError
@@ -137,6 +138,18 @@ def test_outside_training_a_signal_strikes_at_once(listening: None) -> None:
     with pytest.raises(Interrupted):
         block()
     assert done == ["the block"]
+
+
+def test_what_a_checkpoint_gives_back_lies_where_a_new_tensor_would(tmp_path: Path) -> None:
+    """Matrix products may round otherwise where rows begin elsewhere; in the file the second tensor begins at byte 24."""
+    file = CheckpointFile(tmp_path / "c.safetensors", "config", [Member(seed=0, draw=0, ridge=0.1)])
+    kept = {"a": torch.arange(3.0).double(), "b": torch.arange(5.0).double()}
+    file.write(Checkpoint(1, kept, {"c": kept["b"] + 1}))
+    found = file.read()
+    assert found is not None
+    assert torch.equal(found.training["b"], kept["b"])
+    for value in (*found.training.values(), *found.optimiser.values()):
+        assert value.data_ptr() % 64 == 0
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
