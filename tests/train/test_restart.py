@@ -141,7 +141,7 @@ def test_outside_training_a_signal_strikes_at_once(listening: None) -> None:
 
 
 def test_what_a_checkpoint_gives_back_lies_where_a_new_tensor_would(tmp_path: Path) -> None:
-    """Matrix products may round otherwise where rows begin elsewhere; in the file the second tensor begins at byte 24."""
+    """Matrix products may round otherwise where rows begin elsewhere: in the file, the second tensor 24 bytes on."""
     file = CheckpointFile(tmp_path / "c.safetensors", "config", [Member(seed=0, draw=0, ridge=0.1)])
     kept = {"a": torch.arange(3.0).double(), "b": torch.arange(5.0).double()}
     file.write(Checkpoint(1, kept, {"c": kept["b"] + 1}))
