@@ -299,7 +299,7 @@ def _render(
     heading = {"title": "Ridge theory against trained networks", "created": ""}
     return (
         templates()
-        .get_template("template.html")
+        .get_template("networks.html")
         .render(
             **{key: str(metadata.get(key, default)) for key, default in heading.items()},
             style=Markup(style),
