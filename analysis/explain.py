@@ -20,8 +20,8 @@ def _compared(row: Mapping[str, Any], claim: Claim) -> str:
     left_out = f"; {row['excluded']} networks had to be left out" if row["excluded"] else ""
     side = "larger" if row["deviation"] >= 0 else "smaller"
     bound = "may be larger by at most" if claim.test == "at_most" else "may differ by"
-    size = f"{100 * abs(row['deviation']):.2g} %"
-    where = f", and in the worst of {row['cells']} cells by {100 * abs(row['worst']):.2g} %" if row["cells"] > 1 else ""
+    size = _percent(abs(row["deviation"]))
+    where = f", and in the worst of {row['cells']} cells by {_percent(abs(row['worst']))}" if row["cells"] > 1 else ""
     return (
         f"On average over {row['networks']} networks {claim.what} is {size} {side} than {claim.against}{where}; "
         f"the two {bound} {100 * claim.tolerance:g} %{left_out}."
@@ -39,10 +39,15 @@ def _follows(row: Mapping[str, Any], claim: Claim) -> str:
         return f"There is {row['note'] or 'no repetition'}, so nobody can say how far chance moves this number."
     if "excluded" in row["note"]:
         return "Too many networks are missing for a verdict, because the rest may not be typical of all."
-    interval = f"{100 * row['low']:+.2g} % to {100 * row['high']:+.2g} %"
+    interval = f"{_percent(row['low'], '+')} to {_percent(row['high'], '+')}"
     if math.isfinite(row["needed"]):
         return (
             f"Chance alone could move it (the 90 % interval is {interval}), so the verdict is open; about "
             f"{row['needed']:.0f} seeds and training sets per cell would decide it."
         )
     return f"It lies so close to the limit (the 90 % interval is {interval}) that more networks would hardly decide it."
+
+
+def _percent(value: float, sign: str = "") -> str:
+    """Two digits and no powers of ten: 0.0123 -> 1.2 %, 1.07 -> 110 %."""
+    return f"{float(f'{100 * value:.2g}'):{sign}g} %"
