@@ -1,5 +1,6 @@
 """The programs of a cell: each is one ensemble, one Lightning fit, one pair of result files."""
 
+import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ class Programs:
             if finished(self.folder, index) is None:
                 with interruption.deferred():
                     self._train(index, checkpoints, device, loggers)
+                # a trainer and its module hold each other: their tensors would stay until Python looks for cycles
+                gc.collect()
             checkpoints.remove()
 
     def _train(self, index: int, checkpoints: CheckpointFile, device: int | None, loggers: Sequence[Logger]) -> None:
