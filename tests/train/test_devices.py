@@ -52,7 +52,8 @@ def train(folder: Path, **changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_and_pass_signals_on(tmp_path: Path) -> None:
     """Stopped when each has finished one program, then continued by one process: the bits of one process alone."""
-    settings: dict[str, Any] = {"memory": 1, "max_steps": 300, "stop": "steps"}
+    # seconds for each program: a signal is passed on within 0.2 s, long before the second ones end
+    settings: dict[str, Any] = {"memory": 1, "max_steps": 1500, "stop": "steps"}
     once = train(tmp_path / "one", **settings)
     killer = threading.Thread(target=_signal_when_finished, args=(tmp_path / "two", 2))
     interruption.listen()
