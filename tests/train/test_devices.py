@@ -78,7 +78,8 @@ def test_two_processes_train_what_one_does_and_pass_signals_on(tmp_path: Path) -
 
 
 def _signal_when_finished(folder: Path, programs: int) -> None:
-    while len(list(folder.glob("program-*.json"))) < programs or len(list(folder.glob("checkpoint-*"))) < 2:
+    # the checkpoints of the programs after those: a finished one's is there for a moment longer than its training
+    while not all(list(folder.glob(f"checkpoint-{index:03d}*")) for index in (programs, programs + 1)):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 
