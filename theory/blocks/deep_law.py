@@ -16,12 +16,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ridgescope.theory._checks import Number, as_float64, positive, same_length
+from ridgescope.theory._checks import Number
 from ridgescope.theory.blocks.deep import DeepKernel, DeepMap, State
-from ridgescope.theory.blocks.fixed_point import HISTORY, _mix
-from ridgescope.theory.blocks.law import BlockPrediction, require_distinct
+from ridgescope.theory.blocks.fixed_point import HISTORY, mix
+from ridgescope.theory.blocks.law import (
+    BlockPrediction,
+    assembled,
+    checked_problem,
+    checked_width,
+    require_distinct,
+)
 from ridgescope.theory.blocks.pairs import symmetric
-from ridgescope.theory.solver import solve_kappa
 
 TOLERANCE = 1e-10  # change of every part of the state in one iteration, relative to its size at infinite width
 ADJOINT = 1e-9  # the same for the adjoint, in what its parts contribute: relative accuracy of variances
@@ -56,18 +61,9 @@ class _Problem:
     def __init__(
         self, kernel: DeepKernel, targets: Tensor, width: Number, ridge: Number, weights: Tensor | None
     ) -> None:
-        if not width >= 1:
-            raise ValueError(f"width={width:g} must be at least 1 (inf is allowed): a network has neurons")
-        self.kernel, self.width = kernel, float(width)
-        self.ridge = float(positive("ridge", as_float64("ridge", ridge)))
+        self.kernel, self.width = kernel, float(checked_width(width))
         self.size = size = kernel.num_train
-        self.targets = as_float64("targets", targets)
-        if self.targets.ndim != 2 or len(self.targets) != size:
-            raise ValueError(f"targets has shape {tuple(self.targets.shape)} for {size} training points; pass (P, C)")
-        self.weights = torch.ones(size, dtype=torch.float64)
-        if weights is not None:
-            same_length("weights", as_float64("weights", weights), "the training kernel", size)
-            self.weights = positive("weights", as_float64("weights", weights))
+        self.targets, self.weights, self.ridge = checked_problem(targets, weights, ridge, size)
         self.limit = kernel.limit()[:size, :size]
         require_distinct(self.limit)
         self.map = DeepMap(kernel.at(torch.arange(size)), 1 / self.width)
@@ -91,45 +87,23 @@ class _Problem:
             inverse = self.resolvent(state)
             if int(torch.linalg.cholesky_ex(symmetric(state[0]))[1]) != 0:
                 raise ValueError(LOST.format(self.width, self.ridge))
-        size, weights, alpha = self.size, self.weights, inverse @ self.targets
-        adjoint = self._adjoints(state, [alpha @ alpha.T, inverse @ (inverse / weights[:, None])])
+        weights, alpha = self.weights, inverse @ self.targets
+        source = inverse @ (inverse / weights[:, None])
+        adjoint = self._adjoints(state, [alpha @ alpha.T, source])
         fluctuation, slope = (self._response(self.map, state, inverse, seeds) for seeds in adjoint)
 
-        source = inverse @ (inverse / weights[:, None])
-        kappa1 = 1 / (inverse.diagonal() / weights).sum()
-        dkappa = kappa1**2 * size * ((source.diagonal() / weights).sum() + (source * slope).sum())
-        df1, gamma1 = size * (1 - self.ridge / kappa1), 1 - 1 / dkappa
-
-        spread = ((inverse @ fluctuation) * inverse).sum(1)
-        share = weights / size
-        train_bias = (share * (self.diagonal[:, None] * alpha).square().sum(1)).sum()
-        train_variance = (share * self.diagonal.square() * spread).sum()
-        train = train_bias + train_variance
-        left_out = (alpha.square().sum(1) + spread) / inverse.diagonal().square()
-
         predictor, variance = self._evaluate(state, inverse, alpha, adjoint[0])
-        error = torch.full((len(predictor),), torch.nan, dtype=torch.float64)
-        if eval_targets is not None:
-            error = (as_float64("eval_targets", eval_targets) - predictor).square().sum(1)
-        return BlockPrediction(
-            kappa1=kappa1,
-            kappa_features=self._matching_ridge(df1),
-            dkappa1_dridge=dkappa,
-            df1=df1,
-            df2=size * gamma1,
-            gamma1=gamma1,
-            test=(error + variance).mean(),
-            test_bias=error.mean(),
-            test_variance=variance.mean(),
-            train=train,
-            train_bias=train_bias,
-            train_variance=train_variance,
-            gcv=(kappa1 / self.ridge) ** 2 * train,
-            loo=(share * left_out).sum(),
-            predictor=predictor,
-            test_points=error + variance,
-            variance_points=variance,
-            resolvent=inverse,
+        return assembled(
+            inverse,
+            alpha,
+            ((inverse @ fluctuation) * inverse).sum(1),
+            (source.diagonal() / weights).sum() + (source * slope).sum(),
+            predictor,
+            variance,
+            limit=self.limit,
+            weights=weights,
+            ridge=self.ridge,
+            eval_targets=eval_targets,
             orders=state,
             iterations=iterations,
         )
@@ -181,11 +155,6 @@ class _Problem:
             variances.append(((reach @ response) * reach).sum(1))
         return torch.cat(predictions), torch.cat(variances)
 
-    def _matching_ridge(self, df1: Tensor) -> Tensor:
-        root = (self.weights / self.size).sqrt()
-        e = torch.linalg.eigvalsh(root[:, None] * self.limit * root).flip(0).clamp_min(0)
-        return solve_kappa(e, None, e.new_zeros(()), e.new_zeros(1), df1.reshape(1, 1))[0]
-
 
 def iterate(
     step: Callable[[State], State],
@@ -217,7 +186,7 @@ def iterate(
         if change <= tolerance:
             return new, iteration
         past, moves = [*past, image][-HISTORY:], [*moves, image - flat][-HISTORY:]
-        flat = _mix(past, moves)
+        flat = mix(past, moves)
         state = _unflatten(flat, new, units)
         if not accept(state):
             flat, state = image, new

@@ -80,14 +80,14 @@ def solve(
         past.append(image)
         moves.append(image - flat)
         past, moves = past[-HISTORY:], moves[-HISTORY:]
-        mixed = _unflatten(_mix(past, moves), new)
+        mixed = _unflatten(mix(past, moves), new)
         orders = mixed if _positive(mixed) else new
     raise RuntimeError(
         f"the block law did not converge in {limit} iterations (last change {change:.1e}); use a larger ridge"
     )
 
 
-def _mix(past: list[Tensor], moves: list[Tensor]) -> Tensor:
+def mix(past: list[Tensor], moves: list[Tensor]) -> Tensor:
     """Type-II Anderson mixing (Walker and Ni 2011)."""
     if len(past) == 1:
         return past[0]

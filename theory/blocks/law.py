@@ -115,7 +115,7 @@ def block_law(
 
 def block_kappa(kernel: BlockKernel, *, width: Real, ridge: Real, start: Orders | None = None) -> tuple[float, Orders]:
     """kappa_1 alone, and the fixed point's ``orders``: a third of the cost of `block_law`, with its arguments."""
-    width, ridge = _width(width), positive("ridge", as_float64("ridge", ridge))
+    width, ridge = checked_width(width), positive("ridge", as_float64("ridge", ridge))
     require_distinct(kernel.limit().train)
     size = kernel.sizes[0]
     with torch.no_grad():
@@ -124,7 +124,7 @@ def block_kappa(kernel: BlockKernel, *, width: Real, ridge: Real, start: Orders 
         return 1 / float(mean_inverse(kernel.families, base, found.orders).trace()), found.orders
 
 
-def _width(width: Real) -> Tensor:
+def checked_width(width: Real) -> Tensor:
     width = as_float64("width", width)
     if not bool(width >= 1):
         raise ValueError(f"width={float(width):g} must be at least 1 (inf is allowed): a network has neurons")
@@ -134,19 +134,9 @@ def _width(width: Real) -> Tensor:
 class _Problem:
     def __init__(self, kernel: BlockKernel, targets: Tensor, width: Real, ridge: Real, weights: Tensor | None) -> None:
         self.kernel, self.families = kernel, kernel.families
-        self.width = _width(width)
-        self.ridge = positive("ridge", as_float64("ridge", ridge))
+        self.width = checked_width(width)
         self.size = kernel.sizes[0]
-        self.targets = as_float64("targets", targets)
-        if self.targets.ndim != 2 or len(self.targets) != self.size:
-            raise ValueError(
-                f"targets has shape {tuple(self.targets.shape)} for {self.size} training points; pass (P, C)"
-            )
-        if weights is None:
-            self.weights = torch.ones(self.size, dtype=torch.float64)
-        else:
-            same_length("weights", as_float64("weights", weights), "the training kernel", self.size)
-            self.weights = positive("weights", as_float64("weights", weights))
+        self.targets, self.weights, self.ridge = checked_problem(targets, weights, ridge, self.size)
         self.limit = kernel.limit()
         require_distinct(self.limit.train)
 
@@ -168,24 +158,10 @@ class _Problem:
         source = inverse @ (inverse / self.weights[:, None])  # G W^-1 G
         slope = self._field(linear, orders, inverse, source)
 
-        kappa1 = 1 / (inverse / self.weights).diagonal().sum()
-        # -d tr(W^-1 G)/d lam: the ridge itself, and the blocks' answer to it
+        # -d tr(W^-1 G)/d(P lam): the ridge itself, and the blocks' answer to it
         answer = (source * sum_kernels(self.families, slope)).sum() / self.width
-        dtrace = self.size * ((source.diagonal() / self.weights).sum() + answer)
-        dkappa = kappa1**2 * dtrace
-        df1 = self.size * (1 - self.ridge / kappa1)
-        gamma1 = 1 - 1 / dkappa
-
         psi = sum_kernels(families, eta)
-        scale = self.size * self.ridge / self.weights
-        bias_points = (scale[:, None] * alpha).square().sum(1)
-        inner = inverse @ psi
-        spread = (inner * inverse).sum(1) / self.width
-        variance_points = scale.square() * spread
-        share = self.weights / self.size
-        train_bias, train_variance = (share * bias_points).sum(), (share * variance_points).sum()
-        train = train_bias + train_variance
-        left_out = (alpha.square().sum(1) + spread) / inverse.diagonal().square()
+        spread = ((inverse @ psi) * inverse).sum(1) / self.width
 
         cross = self._shrunk_cross(orders)
         predictor = cross @ alpha
@@ -193,29 +169,17 @@ class _Problem:
         own = torch.stack([f.own(e) for f, e in zip(families, eta, strict=True)]).sum(0)
         psi_cross = torch.stack([f.cross(e) for f, e in zip(families, eta, strict=True)]).sum(0)
         variance = (own - 2 * (reach * psi_cross).sum(1) + ((reach @ psi) * reach).sum(1)) / self.width
-        if eval_targets is None:
-            error = torch.full((len(cross),), torch.nan, dtype=torch.float64)
-        else:
-            error = (as_float64("eval_targets", eval_targets) - predictor).square().sum(1)
-        return BlockPrediction(
-            kappa1=kappa1,
-            kappa_features=self._matching_ridge(df1),
-            dkappa1_dridge=dkappa,
-            df1=df1,
-            df2=self.size * gamma1,
-            gamma1=gamma1,
-            test=(error + variance).mean(),
-            test_bias=error.mean(),
-            test_variance=variance.mean(),
-            train=train,
-            train_bias=train_bias,
-            train_variance=train_variance,
-            gcv=(kappa1 / self.ridge) ** 2 * train,
-            loo=(share * left_out).sum(),
-            predictor=predictor,
-            test_points=error + variance,
-            variance_points=variance,
-            resolvent=inverse,
+        return assembled(
+            inverse,
+            alpha,
+            spread,
+            (source.diagonal() / self.weights).sum() + answer,
+            predictor,
+            variance,
+            limit=self.limit.train,
+            weights=self.weights,
+            ridge=self.ridge,
+            eval_targets=eval_targets,
             orders=found.orders,
             iterations=found.iterations,
         )
@@ -238,10 +202,81 @@ class _Problem:
         total = torch.stack(parts).sum(0)
         return total if self.kernel.fixed is None else total + self.kernel.fixed.cross
 
-    def _matching_ridge(self, df1: Tensor) -> Tensor:
-        share = self.weights / self.size
-        e = torch.linalg.eigvalsh(share.sqrt()[:, None] * self.limit.train * share.sqrt()).flip(0).clamp_min(0)
-        return solve_kappa(e, None, e.new_zeros(()), e.new_zeros(1), df1.reshape(1, 1))[0]
+
+def assembled(
+    inverse: Tensor,
+    alpha: Tensor,
+    spread: Tensor,
+    slope: Tensor,
+    predictor: Tensor,
+    variance: Tensor,
+    *,
+    limit: Tensor,
+    weights: Tensor,
+    ridge: Tensor,
+    eval_targets: Tensor | None,
+    orders: Orders,
+    iterations: int,
+) -> BlockPrediction:
+    """What a law predicts, from its resolvent G (P, P) and ``alpha = G y`` (P, C).
+
+    ``spread`` (P,) is (G Psi G)_ii and ``slope`` = -d tr(W^-1 G)/d(P lam), the blocks' answer included; ``predictor``
+    (T, C) and ``variance`` (T,) are of the evaluation points; ``limit`` (P, P) is the kernel at infinite width.
+    """
+    size = len(inverse)
+    share, scale = weights / size, size * ridge / weights
+    kappa1 = 1 / (inverse.diagonal() / weights).sum()
+    dkappa = kappa1**2 * size * slope
+    df1 = size * (1 - ridge / kappa1)
+    gamma1 = 1 - 1 / dkappa
+    train_bias = (share * (scale[:, None] * alpha).square().sum(1)).sum()
+    train_variance = (share * scale.square() * spread).sum()
+    train = train_bias + train_variance
+    left_out = (alpha.square().sum(1) + spread) / inverse.diagonal().square()
+    if eval_targets is None:
+        error = torch.full((len(predictor),), torch.nan, dtype=torch.float64)
+    else:
+        error = (as_float64("eval_targets", eval_targets) - predictor).square().sum(1)
+    return BlockPrediction(
+        kappa1=kappa1,
+        kappa_features=_matching_ridge(limit, share, df1),
+        dkappa1_dridge=dkappa,
+        df1=df1,
+        df2=size * gamma1,
+        gamma1=gamma1,
+        test=(error + variance).mean(),
+        test_bias=error.mean(),
+        test_variance=variance.mean(),
+        train=train,
+        train_bias=train_bias,
+        train_variance=train_variance,
+        gcv=(kappa1 / ridge) ** 2 * train,
+        loo=(share * left_out).sum(),
+        predictor=predictor,
+        test_points=error + variance,
+        variance_points=variance,
+        resolvent=inverse,
+        orders=orders,
+        iterations=iterations,
+    )
+
+
+def _matching_ridge(limit: Tensor, share: Tensor, df1: Tensor) -> Tensor:
+    e = torch.linalg.eigvalsh(share.sqrt()[:, None] * limit * share.sqrt()).flip(0).clamp_min(0)
+    return solve_kappa(e, None, e.new_zeros(()), e.new_zeros(1), df1.reshape(1, 1))[0]
+
+
+def checked_problem(targets: Tensor, weights: Tensor | None, ridge: Real, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets (P, C), weights (P,) and ridge of a law's problem. Raises ``ValueError``."""
+    targets = as_float64("targets", targets)
+    if targets.ndim != 2 or len(targets) != size:
+        raise ValueError(f"targets has shape {tuple(targets.shape)} for {size} training points; pass (P, C)")
+    if weights is None:
+        weights = torch.ones(size, dtype=torch.float64)
+    else:
+        same_length("weights", as_float64("weights", weights), "the training kernel", size)
+        weights = positive("weights", as_float64("weights", weights))
+    return targets, weights, positive("ridge", as_float64("ridge", ridge))
 
 
 def require_distinct(gram: Float64[Tensor, "n n"]) -> None:
