@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from ridgescope.__main__ import main
 from ridgescope.analysis.experiment import project
 from ridgescope.models import KernelStore
 
@@ -27,24 +25,6 @@ COMMON = "common='data=digits data.pool_size=200 data.test_size=100 ridges=[1e-1
 
 def ridgescope(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "ridgescope", *words], capture_output=True, text=True, cwd=cwd)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
-    """A command in this process, in an empty folder: its status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> Outcome:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["ridgescope", *words])
-        capsys.readouterr()
-        try:
-            status: int | str | None = main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.datasets import load_digits
 
 
 def planted_networks(
@@ -123,3 +125,19 @@ def planted() -> Callable[..., pd.DataFrame]:
 @pytest.fixture(scope="session")
 def spectra() -> Callable[..., pd.DataFrame]:
     return planted_spectra
+
+
+@pytest.fixture(scope="session")
+def parity_digits():
+    """The first of the shuffled digits, centred and of norm 8, and the parity of their label."""
+
+    def choose(count):
+        data = load_digits()
+        order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(3))[:count]
+        x = torch.from_numpy(data.data[order])
+        x = x - x.mean(0)
+        x = x / x.square().mean(1, keepdim=True).sqrt()
+        y = torch.where(torch.from_numpy(data.target[order]) % 2 == 0, 1.0, -1.0).double()[:, None]
+        return x, y
+
+    return choose

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from ridgescope.analysis.finite_width import finite_width_law
 from ridgescope.analysis.finite_width_depth import deep_kernel
@@ -13,14 +12,8 @@ P, T, DRAWS = 50, 50, 40
 
 
 @pytest.fixture(scope="module")
-def digits():
-    data = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(3))[: P + T]
-    x = torch.from_numpy(data.data[order])
-    x = x - x.mean(0)
-    x = x / x.square().mean(1, keepdim=True).sqrt()
-    y = torch.where(torch.from_numpy(data.target[order]) % 2 == 0, 1.0, -1.0).double()[:, None]
-    return x, y
+def digits(parity_digits):
+    return parity_digits(P + T)
 
 
 def mlp(seed, outputs=1, **options):

@@ -1,17 +1,14 @@
 """Claims about forecasts from a pilot: what they say, refuse, cost, and print."""
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor
 
-from ridgescope.__main__ import main
 from ridgescope.analysis.forecast import Cost, Forecast, Machine, best_risk, cheapest, forecast, make_pilot
 from ridgescope.analysis.forecast.pilot import require_disjoint
 from ridgescope.analysis.forecast.spend import choices, measured_cost
@@ -172,29 +169,14 @@ def test_the_cheapest_choice_meets_its_target_and_the_best_its_budget(result: Fo
 Outcome = tuple[int | str | None, str, str]
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> Outcome:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["ridgescope", "forecast", *words])
-        capsys.readouterr()
-        try:
-            status: int | str | None = main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def test_the_command_forecasts_from_a_kernel_in_a_file(
     call: Callable[..., Outcome], tmp_path: Path, pilot: tuple[dict[float, list[Tensor]], Tensor]
 ) -> None:
     write_tensors(tmp_path / "mine.safetensors", {"kernel": pilot[0][math.inf][0], "targets": pilot[1]})
     pd.DataFrame({"P": [1024], "ridge": [1e-2], "test": [0.3]}).to_parquet(tmp_path / "runs.parquet")
-    status, out, errors = call("kernel=mine.safetensors", "ridges=[1e-2,1e-3]", "runs=runs.parquet", "name=given")
+    status, out, errors = call(
+        "forecast", "kernel=mine.safetensors", "ridges=[1e-2,1e-3]", "runs=runs.parquet", "name=given"
+    )
     assert status == 0, errors
     page = (tmp_path / "runs" / "given" / "index.html").read_text()
     assert out.splitlines()[0] in page
@@ -213,7 +195,7 @@ def test_the_command_forecasts_from_a_kernel_in_a_file(
     ],
 )
 def test_each_mistake_is_one_line(words: list[str], message: str, call: Callable[..., Outcome]) -> None:
-    status, _, errors = call(*words)
+    status, _, errors = call("forecast", *words)
     assert status == 2
     lines = [line for line in errors.splitlines() if line.startswith("ridgescope: error")]
     assert len(lines) == 1, errors
