@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.models import empirical_ntk
+from ridgescope.models.kernels.memory import WORKING
 from ridgescope.train.errors import UserError
 from ridgescope.train.lbfgs import EnsembleLBFGS, Linear, kernel_preconditioner
 from ridgescope.train.progress import say
@@ -125,8 +126,6 @@ class Adam:
         return _SCHEDULES[self.schedule](share)
 
 
-_WORKING = 1.5e9  # bytes beside a kernel while it is computed
-
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda share: 1.0,
     "linear": lambda share: 1.0 - share,
@@ -182,7 +181,7 @@ def _linearise(training: "EnsembleTraining", points: Tensor, index: Tensor) -> L
             parameters = {n: v[0] for n, v in training.network.unflatten(row[None]).items()}
             inputs = training.inputs[training.members[e].draw]
             # a stated budget: with what happens to be free the tiles would change, and with them the last bits
-            memory = row.element_size() * (training.num_samples * training.targets.shape[-1]) ** 2 + _WORKING
+            memory = row.element_size() * (training.num_samples * training.targets.shape[-1]) ** 2 + WORKING
             grams[key] = training.alpha**2 * empirical_ntk(training.network.skeleton, parameters, inputs, memory=memory)
         gram = grams[key]
         # Without a ridge the Hessian is singular; a floor far below any kept kernel eigenvalue makes H0 finite.
