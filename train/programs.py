@@ -1,7 +1,8 @@
 """The programs of a cell: each is one ensemble, one Lightning fit, one pair of result files."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,10 +57,9 @@ class Programs:
         for index in indices:
             checkpoints = CheckpointFile(checkpoint_path(self.folder, index), self.identity, self.plan[index])
             if finished(self.folder, index) is None:
-                with interruption.deferred():
-                    self._train(index, checkpoints, device, loggers)
                 # a trainer and its module hold each other: their tensors would stay until Python looks for cycles
-                gc.collect()
+                with collected(), interruption.deferred():
+                    self._train(index, checkpoints, device, loggers)
             checkpoints.remove()
 
     def _train(self, index: int, checkpoints: CheckpointFile, device: int | None, loggers: Sequence[Logger]) -> None:
@@ -90,6 +90,17 @@ class Programs:
         callbacks.append(Checkpoints(checkpoints, start, self.checkpoint_every))  # after all that it saves
         fit(training, module, accelerator=self.accelerator, device=device, loggers=loggers, callbacks=callbacks)
         save_program(self.folder, index, training, test)
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """Frees at its end what the block left in reference cycles, without a visit to older objects (imports: 0.25 s)."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
 
 
 def fast_forward(network: FlatNetwork, precision: str, compile: bool, dtype: torch.dtype) -> Forward | None:

@@ -1,12 +1,15 @@
 """Ensembles reach the optimum of the theory's loss, each member as if it were alone."""
 
+import contextlib
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ridgescope.models import CNN, MLP, empirical_ntk, linearised_predict
 from ridgescope.train.callbacks import MetricsFile, PlainProgress
@@ -20,7 +23,7 @@ from ridgescope.train.ensemble import (
 )
 from ridgescope.train.errors import UserError
 from ridgescope.train.optimisers import SGD, Adam, KernelLBFGS, OptimiserFactory
-from ridgescope.train.programs import fit
+from ridgescope.train.programs import collected, fit
 from ridgescope.train.training import EnsembleTraining
 
 SEEDS = [0, 1]
@@ -241,3 +244,20 @@ def test_a_falling_rate_ends_closer_to_the_optimum_than_a_constant_one(data: Pre
     assert excess[2] < excess[0] / 3
     with pytest.raises(UserError, match=r"optimiser\.schedule='step' is unknown"):
         trained(data, members, SGD(schedule="step"), tmp_path)
+
+
+def test_reference_cycles_of_a_program_are_freed_at_its_end_even_after_an_error() -> None:
+    def leave_a_cycle() -> weakref.ref[nn.Module]:
+        one = nn.Linear(1, 1)
+        one.itself = [one]  # type: ignore[assignment]
+        return weakref.ref(one)
+
+    with collected():
+        left = leave_a_cycle()
+        assert left() is not None
+    assert left() is None
+    with contextlib.suppress(ZeroDivisionError), collected():
+        left = leave_a_cycle()
+        _ = 1 / 0
+    assert left() is None
+    assert gc.get_freeze_count() == 0
