@@ -27,6 +27,7 @@ from ridgescope.models.kernels.layers import (
     run_recorded,
     stacked_inputs,
     supported_layers,
+    try_layers,
 )
 
 
@@ -159,8 +160,12 @@ def make_plan(
         for name, layer in supported_layers(model).items()
         if {f"{name}.{own}".lstrip(".") for own, _ in layer.named_parameters(recurse=False)} <= wanted
     }
-    layers, values, uses = faithful_layers(model, params, supported, x[:2])
-    plans = {name: _plan_layer(layer, uses[name], values, len(outputs), trace) for name, layer in layers.items()}
+    pair = x[:2] if len(x) > 1 else torch.cat([x, x])
+    one, two = (try_layers(model, params, supported, some) for some in (x[:1], pair))
+    layers = faithful_layers(model, params, supported, pair, two)
+    plans = {
+        name: _plan_layer(layer, two.uses[name], two.outputs, len(outputs), trace) for name, layer in layers.items()
+    }
     covered = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
     rest: dict[str, tuple[str, ...]] = {}
     for name, own in model.named_parameters():
@@ -176,30 +181,8 @@ def make_plan(
         tuple(sorted(wanted)),
         trace,
         dtype or next(iter(params.values())).dtype,
-        _activations(model, params, layers, x[:1]),
+        Activations(two.kept - one.kept, max(0, 2 * one.kept - two.kept)),
     )
-
-
-def _activations(
-    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor
-) -> Activations:
-    one, two = (_saved_bytes(model, params, layers, torch.cat([x] * n)) for n in (1, 2))
-    return Activations(two - one, max(0, 2 * one - two))
-
-
-def _saved_bytes(model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor) -> int:
-    own = {tensor.untyped_storage().data_ptr() for tensor in params.values()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run_recorded(model, params, layers, x)
-    return sum(saved.values())
 
 
 def _plan_layer(layer: Supported, uses: list[Use], values: Tensor, num_outputs: int, trace: bool) -> LayerPlan:

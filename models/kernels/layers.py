@@ -193,20 +193,46 @@ def layer_cotangents(layer: Supported, gradients: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A few inputs passed through the network: its outputs (n, c), what layers saw, and bytes kept for backward."""
+
+    outputs: Tensor
+    uses: Uses
+    kept: int
+
+
+def try_layers(model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor) -> Trial:
+    """One recorded pass; parameters themselves are not counted as kept."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in params.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs, uses = run_recorded(model, params, layers, x)
+    return Trial(outputs, uses, sum(kept.values()))
+
+
 def faithful_layers(
-    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor
-) -> tuple[dict[str, Supported], Tensor, Uses]:
-    """The layers whose gradient for the first input, put together from positions, is autograd's; and the run.
+    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor, trial: Trial
+) -> dict[str, Supported]:
+    """The layers whose gradient for the first input, put together from positions in the ``trial`` of all of x (n > 1),
+    is autograd's of that input alone.
 
     A layer fails that is never called, whose weight is read elsewhere too, or whose batch axis is folded or
     reordered.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
-        score = _probe(functional_call(model, leaves, (x,)))
+        score = _probe(functional_call(model, leaves, (x[:1],)))
         gradients = torch.autograd.grad(score, list(leaves.values()), materialize_grads=True)
     true = dict(zip(leaves, gradients, strict=True))
-    outputs, uses = run_recorded(model, params, layers, x)
+    outputs, uses = trial.outputs, trial.uses
     used = [name for name in layers if uses[name] and all(len(use.input) == len(x) for use in uses[name])]
     cotangents = iter(gradients_of(_probe(outputs), [use for name in used for use in uses[name]]))
     faithful = {}
@@ -216,7 +242,7 @@ def faithful_layers(
         left, right = (_generic(gradient, axis) for axis in range(2))
         if _agrees((mine @ left).T @ (inputs @ right), left.T @ gradient @ right):
             faithful[name] = layers[name]
-    return faithful, outputs, uses
+    return faithful
 
 
 def _generic(matrix: Tensor, axis: int) -> Tensor:

@@ -116,6 +116,7 @@ def make_layout(
     fast = max(8, int(PASS_BYTES / (size * plan.largest_numbers_per_input)))
     chunk = min(1 + int(spare / 4 / passing), fast, 256)
     strip, group = min(strip, rows), min(group, columns)
+    chunk = -(-strip // -(-strip // chunk))  # passes of equal size: a short last one costs nearly a full one
     total = strip * (held + copies * pair * group) + group * held + chunk * passing + once
     return Layout(
         rows=rows,
@@ -124,7 +125,7 @@ def make_layout(
         strip=strip,
         group=group,
         inner=inner if stored or shared > 1 else rows,
-        chunk=min(chunk, max(rows, columns)),
+        chunk=chunk,
         scratch=scratch,
         held=total + (0 if stored else result),
     )
