@@ -43,7 +43,7 @@ def channel_kernel(
     Its limit of infinite width is exact, see `SampledKernel.matched`.
 
     All weights and biases are trained. ``form``: the full kernel of all outputs or its trace form. ``features``: of
-    all examples of a family together. Memory: as many numbers for each point (and output, full form), twice.
+    all examples and outputs of a family together; memory: as many numbers for each point, three times.
     Raises ``ValueError`` for an architecture without a law.
     """
     if not isinstance(network, CNN) or network.depth != 1:
@@ -72,7 +72,7 @@ def channel_examples(
     ]
     swept = [
         channel.filter_features(part, form)
-        for part in _normals(features, channel.entries, channel.entries + channel.signals, seed + 1)
+        for part in _normals(features, channel.entries * channel.outputs, channel.entries + channel.signals, seed + 1)
     ]
     families = [
         SampledFamily(rows[..., :size].contiguous(), rows[..., size:].contiguous())

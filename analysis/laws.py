@@ -17,6 +17,7 @@ from torch import nn
 from ridgescope.analysis.finite_width import LawKernel, block_kernel, law_kernel, law_of
 from ridgescope.analysis.measure import Row
 from ridgescope.analysis.runs import Cell
+from ridgescope.models import MLP
 from ridgescope.theory import PoolEstimator, pool_estimator
 from ridgescope.theory.blocks import block_pool_law
 from ridgescope.theory.blocks.fixed_point import Orders
@@ -31,6 +32,8 @@ LAWS = 2  # version of a file of laws; another one is computed again
 
 # The law at M points costs M^3: the effect of the width is taken from this many, the risk at infinite width from all.
 POOL_POINTS = 400
+# The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
+LARGEST = 500
 
 
 @dataclass
@@ -51,6 +54,7 @@ class BlockLaws:
         averages = {ridge: self._average(network, data, *sizes, ridge, estimator) for ridge in ridges}
         for draw, index in enumerate(data.splits.train):
             try:
+                _require_affordable(network, len(index))
                 kernel: LawKernel | None = law_kernel(network, data.pool_inputs[index], data.test_inputs)
                 reason = ""
             except ValueError as error:
@@ -117,3 +121,11 @@ class BlockLaws:
 
     def _keep(self, orders: Orders, size: int, points: object, ridge: float) -> None:
         self.starts[size, points, ridge] = self.starts[size, points] = orders
+
+
+def _require_affordable(network: nn.Module, size: int) -> None:
+    if size > LARGEST and not (isinstance(network, MLP) and network.depth == 1):
+        raise ValueError(
+            f"{size} training points: the law of depth and of convolutions is computed up to {LARGEST} in an analysis; "
+            "call ridgescope.analysis.finite_width.finite_width_law for more"
+        )

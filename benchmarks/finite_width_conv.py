@@ -6,8 +6,7 @@
 
 One row per cell (data, readout, P, width, ridge): simulated and predicted test risk, the excess of the risk over
 infinite width, kappa_1 (inverse mean of the resolvent's trace), seconds. ReLU, ntk parameterisation, 3x3 filters.
-Targets are the parity of the label (--outputs 1) or the label (--outputs 10: regression with the full C x C kernel).
-``--examples`` computes the law from five sets of examples and draws nothing.
+Targets are the parity of the label. ``--examples`` computes the law from five sets of examples and draws nothing.
 """
 
 import argparse
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ridgescope.analysis.finite_width_conv import FEATURES, channel_kernel
-from ridgescope.analysis.regression import full_kernel_ridge
 from ridgescope.models import CNN, empirical_ntk, infinite_ntk
 from ridgescope.theory import kernel_ridge
 from ridgescope.theory.blocks import sampled_law
@@ -30,27 +28,21 @@ POOLS = {"digits": 1297, "fashion_mnist": 4000}
 
 
 def inputs(options: argparse.Namespace, name: str, size: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Training points first; inputs (n, *shape), targets (n, C) and the shape of an input."""
-    target = "parity" if options.outputs == 1 else "one_hot"
-    data = prepare_data(name, train_size=size, pool_size=POOLS[name], test_size=500, num_draws=1, target=target, seed=7)
+    """Training points first; inputs (n, *shape), targets (n, 1) and the shape of an input."""
+    data = prepare_data(
+        name, train_size=size, pool_size=POOLS[name], test_size=500, num_draws=1, target="parity", seed=7
+    )
     index = data.splits.train[0]
     x = torch.cat([data.pool_inputs[index], data.test_inputs[: options.tests]])
     return x, torch.cat([data.pool_targets[index], data.test_targets[: options.tests]]), data.in_shape
 
 
 def regress(kernel: Tensor, y: Tensor, size: int, ridge: float) -> tuple[float, float]:
-    """1/kappa_1 and test risk of a kernel on all points: (n, n) shared by the outputs, or (C n, C n)."""
-    outputs, points = y.shape[1], len(y)
-    if len(kernel) == points:
-        fit = kernel_ridge(kernel[:size, :size], y[:size], ridge)
-        prediction, gram = kernel[size:, :size] @ fit.dual, kernel[:size, :size]
-    else:
-        blocks = kernel.view(outputs, points, outputs, points)
-        gram = blocks[:, :size, :, :size].reshape(outputs * size, -1)
-        dual = full_kernel_ridge(gram, y[:size], ridge).dual
-        prediction = (blocks[:, size:, :, :size].reshape(-1, outputs * size) @ dual).view(outputs, -1).T
+    """1/kappa_1 and test risk of a kernel on all points."""
+    gram = kernel[:size, :size]
+    prediction = kernel[size:, :size] @ kernel_ridge(gram, y[:size], ridge).dual
     inverse = 1 / (torch.linalg.eigvalsh(gram).clamp_min(0) + size * ridge)
-    return float(inverse.sum()) * size / len(gram), float((y[size:] - prediction).square().sum(1).mean())
+    return float(inverse.sum()), float((y[size:] - prediction).square().sum(1).mean())
 
 
 def cells(name: str, readout: str, size: int, width: int, options: argparse.Namespace) -> list[dict[str, object]]:
@@ -66,7 +58,7 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
     found = []
     for draw in range(options.draws):
         one = network(1000 * width + draw)
-        kernel = empirical_ntk(one, None, x, form="full" if y.shape[1] > 1 else "trace") / one.kernel_scale
+        kernel = empirical_ntk(one, None, x, form="trace") / one.kernel_scale
         found.append([regress(kernel, y, size, ridge) for ridge in options.ridges])
     drawn_seconds = (time.perf_counter() - began) / len(options.ridges)
     sample = torch.tensor(found, dtype=torch.float64)  # (draws, ridges, 2)
@@ -79,14 +71,14 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
         began = time.perf_counter()
         law = sampled_law(examples, y[:size], y[size:], width=width, ridge=ridge, start=start)
         seconds, start = time.perf_counter() - began, law.orders
-        row: dict[str, object] = {"data": name, "readout": readout, "outputs": y.shape[1], "P": size, "width": width}
+        row: dict[str, object] = {"data": name, "readout": readout, "P": size, "width": width}
         row |= {"ridge": ridge, "draws": options.draws, "test": float(mean[i, 1]), "test_se": float(error[i, 1])}
         row |= {"law_test": float(law.test), "infinite_test": infinite}
         row |= {"kappa": 1 / float(mean[i, 0]), "law_kappa": float(law.kappa1)}
         row |= {"seconds": seconds, "drawn_seconds": drawn_seconds, "iterations": law.iterations}
         rows.append(row)
         print(
-            f"{name} {readout} C={y.shape[1]} P={size} N={width} lam={ridge:.0e}  risk {mean[i, 1]:.4f} "
+            f"{name} {readout} P={size} N={width} lam={ridge:.0e}  risk {mean[i, 1]:.4f} "
             f"+-{100 * error[i, 1] / mean[i, 1]:.1f}% law {100 * (float(law.test) / mean[i, 1] - 1):+.1f}%  excess "
             f"{100 * (mean[i, 1] / infinite - 1):+.0f}% ratio "
             f"{(float(law.test) / infinite - 1) / (mean[i, 1] / infinite - 1):.2f}  kappa "
@@ -97,7 +89,7 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
 
 
 def summary(table: pd.DataFrame) -> str:
-    """One markdown row per data, readout, outputs, P and width."""
+    """One markdown row per data, readout, P and width."""
     excess, predicted = table.test / table.infinite_test - 1, table.law_test / table.infinite_test - 1
     table = table.assign(
         deviation=(table.law_test / table.test - 1).abs(),
@@ -108,11 +100,11 @@ def summary(table: pd.DataFrame) -> str:
         error=table.test_se / table.test,
     )
     lines = [
-        "| data | readout | C | P | width | cells | s.e. | infinite width: median | risk: median | worst "
+        "| data | readout | P | width | cells | s.e. | infinite width: median | risk: median | worst "
         "| excess: median | within 20 % or 3 s.e. | kappa: worst | s per cell |",
-        "|---" * 14 + "|",
+        "|---" * 13 + "|",
     ]
-    for key, part in [*table.groupby(["data", "readout", "outputs", "P", "width"]), (("all", "", "", "", ""), table)]:
+    for key, part in [*table.groupby(["data", "readout", "P", "width"]), (("all", "", "", ""), table)]:
         known = part[part.ratio.notna()]
         median = f"{100 * known.ratio.median():.0f} %" if len(known) else "-"
         lines.append(
@@ -133,7 +125,7 @@ def examples_error(options: argparse.Namespace) -> str:
         "|---" * (2 + len(options.widths) * len(options.ridges)) + "|",
     ]
     for readout in options.readouts:
-        network = CNN(shape, y.shape[1], width=1, depth=1, readout=readout, generator=torch.Generator())
+        network = CNN(shape, 1, width=1, depth=1, readout=readout, generator=torch.Generator())
         for count in options.features:
             risks = []
             for seed in range(0, 50, 10):
@@ -157,7 +149,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[100])
     parser.add_argument("--widths", nargs="+", type=int, default=[4, 8, 16, 64])
     parser.add_argument("--ridges", nargs="+", type=float, default=RIDGES)
-    parser.add_argument("--outputs", type=int, choices=[1, 10], default=1)
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--draws", type=int, default=48)
     parser.add_argument("--tests", type=int, default=200)
