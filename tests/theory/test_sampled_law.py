@@ -132,6 +132,8 @@ def test_matched_examples_have_the_wanted_limit(generator):
     limit = kernel.matched(wanted).limit()
     torch.testing.assert_close(limit.train, wanted.train, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(limit.cross, wanted.cross, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="30 features for 24 training points; draw at least 48"):
+        SampledKernel([family(varied(generator))]).matched(wanted)
 
 
 def test_every_width_and_ridge_has_a_positive_answer(generator):

@@ -29,7 +29,7 @@ from ridgescope.theory.blocks.law import (
     checked_width,
     require_distinct,
 )
-from ridgescope.theory.blocks.pairs import symmetric
+from ridgescope.theory.blocks.pairs import FLOOR, symmetric
 
 CHUNK = 2**23  # numbers of F^T handled at once: 64 MB
 TOLERANCE = 1e-11  # relative change in one iteration, of the kernel and of Psi
@@ -76,10 +76,17 @@ class SampledKernel:
 
         ``F -> L L_M^-1 F`` with the Cholesky factors of both kernels; an evaluation point then gets the combination of
         the training points' features that mends its kernel with them. So infinite width is exact, and the error of M
-        examples is left in the effect of the width alone.
+        examples is left in the effect of the width alone. Raises ``ValueError`` for equal training points and where
+        the examples hold fewer than twice as many features as there are training points.
         """
+        require_distinct(limit.train)
+        held, size = sum(family.features.shape[:3].numel() for family in self.families), len(limit.train)
+        if held < 2 * size:
+            raise ValueError(f"the examples hold {held} features for {size} training points; draw at least {2 * size}")
         wanted, mine = limit if self.fixed is None else limit.plus(self.fixed.scaled(-1.0)), self.mean()
-        root, goal = (torch.linalg.cholesky(k.train) for k in (mine, wanted))
+        # equal floors: directions that both kernels lack, of smooth activations, stay as they are
+        floor = FLOOR * wanted.train.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        root, goal = (torch.linalg.cholesky(k.train + floor) for k in (mine, wanted))
         move = torch.linalg.solve_triangular(root, goal, upper=False, left=False)  # L L_M^-1
         mend = torch.cholesky_solve((wanted.cross - mine.cross @ move.T).T, goal)
         moved = []
