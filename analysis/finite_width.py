@@ -90,8 +90,9 @@ def law_kernel(
     if isinstance(network, CNN):
         return channel_kernel(network, x_train, x_eval, form=form)
     if isinstance(network, MLP) and network.depth > 1:
+        deep = deep_kernel(network, x_train, x_eval, form=form)
         require_roomy(network, len(x_train), form)
-        return deep_kernel(network, x_train, x_eval, form=form)
+        return deep
     return block_kernel(network, x_train, x_eval, form=form)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ridgescope.theory._checks import Number
 from ridgescope.theory.blocks.deep_law import iterate
 from ridgescope.theory.blocks.families import PointKernel
+from ridgescope.theory.blocks.fixed_point import mean_inverse
 from ridgescope.theory.blocks.law import (
     BlockPrediction,
     assembled,
@@ -127,18 +128,19 @@ class _Problem:
         self.kernel, self.share = kernel, 1 / float(checked_width(width))
         self.size = kernel.families[0].features.shape[-1]
         self.targets, self.weights, self.ridge = checked_problem(targets, weights, ridge, self.size)
-        self.mean, self.limit = kernel.mean().train, kernel.limit().train
-        require_distinct(self.limit)
+        self.limit = kernel.limit()
+        require_distinct(self.limit.train)
         self.base = torch.diag(self.size * self.ridge / self.weights)
+        self.begin = self.limit.train
         if kernel.fixed is not None:
-            self.base = self.base + kernel.fixed.train
+            self.base, self.begin = self.base + kernel.fixed.train, self.begin - kernel.fixed.train
 
     @torch.no_grad()
     def predict(self, eval_targets: Tensor | None, start: list[Tensor] | None) -> BlockPrediction:
         state, iterations = iterate(
             lambda s: [self.shrunk(self.resolvent(s[0]))],
-            [self.mean] if start is None else start,
-            [1 / float(self.mean.norm())],
+            [self.begin] if start is None else start,
+            [1 / float(self.begin.norm())],
             lambda s: int(torch.linalg.cholesky_ex(self.base + symmetric(s[0]))[1]) == 0,
             tolerance=TOLERANCE,
         )
@@ -155,7 +157,7 @@ class _Problem:
             (source.diagonal() / weights).sum() + (source * slope).sum(),
             predictor,
             variance,
-            limit=self.limit,
+            limit=self.limit.train,
             weights=weights,
             ridge=self.ridge,
             eval_targets=eval_targets,
@@ -164,13 +166,7 @@ class _Problem:
         )
 
     def resolvent(self, kernel: Tensor) -> Tensor:
-        factor, info = torch.linalg.cholesky_ex(symmetric(self.base + kernel))
-        if int(info) != 0:
-            raise ValueError(
-                "the kernel with this ridge is singular in float64; use a larger ridge "
-                f"(the kernel's diagonal is {float(kernel.diagonal().mean()):.2e})"
-            )
-        return torch.cholesky_inverse(factor)
+        return mean_inverse([], self.base + kernel, [])
 
     def roots(self, inverse: Tensor, evaluation: bool = False) -> Iterator[tuple[float, Tensor, Tensor]]:
         """In pieces: the weight of an example, X^T with R = X X^T on training points, and on evaluation points."""
@@ -209,8 +205,7 @@ class _Problem:
     def evaluate(self, inverse: Tensor, alpha: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Mean predictions (T, C) and variances (T,)."""
         seen = alpha @ alpha.T + inverse @ psi @ inverse
-        limit = self.kernel.limit()
-        cross, noise, own = torch.zeros_like(limit.cross), torch.zeros_like(limit.cross), torch.zeros_like(limit.own)
+        cross, noise, own = (torch.zeros_like(x) for x in (self.limit.cross, self.limit.cross, self.limit.own))
         for weight, root, reach in self.roots(inverse, evaluation=True):
             rows, others = root.flatten(0, 2), reach.flatten(0, 2)
             answer = (_within(root, seen) @ reach.flatten(2)).reshape(others.shape)
