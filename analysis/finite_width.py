@@ -1,32 +1,37 @@
-"""The block law of a network: from its architecture and the inputs to the kernel's families, at its own width.
+"""The finite-width law of a network: which one belongs to its architecture, and the blocks of one hidden layer.
 
 The families' weights follow the network's own layer scales, so every parameterisation is covered: a hidden neuron
 contributes ``w_r^2 phi phi'`` through the readout's weights (scale w_r, standard deviation sigma_r) and
 ``w_r^2 v^2 phi' phi' (w_1^2 x.x' + b_1^2)`` through its own, all divided by the network's ``kernel_scale``.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from ridgescope.analysis.finite_width_depth import CROWDED, deep_kernel
-from ridgescope.models import MLP, Network, layer_kernels
+from ridgescope.analysis.finite_width_conv import channel_kernel
+from ridgescope.analysis.finite_width_depth import deep_kernel, require_roomy
+from ridgescope.models import CNN, MLP, Network, layer_kernels
 from ridgescope.theory.blocks import (
     BlockKernel,
     BlockPrediction,
+    DeepKernel,
     PointKernel,
+    SampledKernel,
     activation_family,
     block_law,
     deep_law,
     gradient_family,
     point_kernel,
+    sampled_law,
     squared_readout,
 )
 
 Trained = Literal["all", "hidden", "readout"]
 Form = Literal["full", "trace"]
+LawKernel = BlockKernel | DeepKernel | SampledKernel
 
 
 def block_kernel(
@@ -70,6 +75,45 @@ def block_kernel(
     return BlockKernel(families, fixed)
 
 
+def law_kernel(
+    network: nn.Module,
+    x_train: Float[Tensor, " p *shape"],
+    x_eval: Float[Tensor, " t *shape"],
+    *,
+    form: Form = "full",
+) -> LawKernel:
+    """The random tangent kernel of the architecture at its width, all weights trained, for `law_of`.
+
+    One hidden layer: `block_kernel`. Two and three: `deep_kernel`. One convolution: `channel_kernel`. Raises
+    ``ValueError`` for an architecture without a law, and where a law was not shown to hold.
+    """
+    if isinstance(network, CNN):
+        return channel_kernel(network, x_train, x_eval, form=form)
+    if isinstance(network, MLP) and network.depth > 1:
+        deep = deep_kernel(network, x_train, x_eval, form=form)
+        require_roomy(network, len(x_train), form)
+        return deep
+    return block_kernel(network, x_train, x_eval, form=form)
+
+
+def law_of(
+    kernel: LawKernel,
+    targets: Float64[Tensor, "p c"],
+    eval_targets: Float64[Tensor, "t c"],
+    *,
+    width: int,
+    ridge: float,
+    start: list[Tensor] | None = None,
+) -> BlockPrediction:
+    """The law that belongs to ``kernel``; ``start``: the ``orders`` of a neighbouring width or ridge."""
+    rest: dict[str, Any] = {"width": width, "ridge": ridge, "start": start}
+    if isinstance(kernel, SampledKernel):
+        return sampled_law(kernel, targets, eval_targets, **rest)
+    if isinstance(kernel, DeepKernel):
+        return deep_law(kernel, targets, eval_targets, **rest)
+    return block_law(kernel, targets, eval_targets, **rest)
+
+
 def finite_width_law(
     network: Network,
     x_train: Float[Tensor, " p *shape"],
@@ -83,18 +127,13 @@ def finite_width_law(
 ) -> BlockPrediction:
     """Kernel regression with the network's tangent kernel at initialisation, averaged over initialisations.
 
-    One hidden layer: `block_kernel` and `block_law`. Two and three: `deep_kernel` and `deep_law`, all weights trained.
-    Raises ``ValueError`` for an architecture without a law, and where the deep law was not shown to hold.
+    ``trained`` other than "all" needs an MLP with one hidden layer. Raises ``ValueError`` as `law_kernel` does.
     """
-    if isinstance(network, MLP) and network.depth > 1:
-        if trained != "all":
-            raise ValueError(f"trained='{trained}' has no law for depth {network.depth}; pass trained='all'")
-        if len(x_train) > CROWDED * network.width**2:
-            raise ValueError(
-                f"width={network.width} is too narrow for the law of depth {network.depth} at {len(x_train)} training "
-                f"points; it was compared with drawn networks up to {CROWDED} width^2 points"
-            )
-        deep = deep_kernel(network, x_train, x_eval, form=form)
-        return deep_law(deep, targets, eval_targets, width=network.width, ridge=ridge)
-    kernel = block_kernel(network, x_train, x_eval, trained=trained, form=form)
-    return block_law(kernel, targets, eval_targets, width=network.width, ridge=ridge)
+    if trained == "all":
+        kernel = law_kernel(network, x_train, x_eval, form=form)
+    elif isinstance(network, MLP) and network.depth == 1:
+        kernel = block_kernel(network, x_train, x_eval, trained=trained, form=form)
+    else:
+        kind = type(network).__name__
+        raise ValueError(f"trained='{trained}' has no law for {kind} of depth {network.depth}; pass trained='all'")
+    return law_of(kernel, targets, eval_targets, width=network.width, ridge=ridge)

@@ -39,14 +39,12 @@ def deep_kernel(
 ) -> DeepKernel:
     """The random kernel ``empirical_ntk / kernel_scale`` of a deep MLP's architecture; its weights are not read.
 
-    All weights and biases are trained. ``form`` "trace" is the kernel averaged over outputs; the full kernel of
-    several outputs has no law at depth. Raises ``ValueError`` for an architecture without a law.
+    All weights and biases are trained. ``form``: the full kernel of all outputs, or its average over outputs. Raises
+    ``ValueError`` for an architecture without a law.
     """
     if not isinstance(network, MLP) or network.depth not in DEPTHS:
         kind = f"{type(network).__name__} of depth {getattr(network, 'depth', '?')}"
         raise ValueError(f"the deep law holds for an MLP with 2 or 3 hidden layers, got {kind}")
-    if form == "full" and network.num_outputs > 1:
-        raise ValueError(f"the full kernel of {network.num_outputs} outputs has no deep law; pass form='trace'")
     size = len(x_train)
     points = x_train if x_eval is None else torch.cat([x_train, x_eval])
     kernels = layer_kernels(network, points)
@@ -64,19 +62,31 @@ def deep_kernel(
         layers.append((value, gate, trained, bias))
         omegas.append(trained * value + bias + gate * omegas[-1])
         covariances.append(value + (layer.bias_scale * layer.bias_std) ** 2)
+    copies = network.num_outputs if form == "full" else 1
     signal = torch.ones(size, size, dtype=torch.float64)
     hidden = []
     for k in reversed(range(network.depth)):
         value, gate, trained, bias = layers[k]
         cofactor = 1.0 if k == network.depth - 1 else _correlation(layers[k + 1][1], size)
         active = _activity(network.activation, covariances[k], size, cofactor, _correlation(omegas[k], size))
-        readout = squared_readout(network.num_outputs, trace=True)
+        readout = squared_readout(network.num_outputs, trace=form == "trace")
         shared = _correlation(signal, size)
-        back = Scales(1 - shared + shared * readout.nodes, readout.weights)
+        # C signals on the points: independent where points are, else one vector v of the readout for all of them
+        back = Scales((1 - shared) * copies + shared * readout.nodes, readout.weights)
         bend = above[k] * _bend(network.activation, covariances[k], size)
         hidden.append(HiddenLayer(value, gate, trained, bias, bend, active[0], _product(back, active[1])))
         signal = signal * gate[:size, :size]
-    return DeepKernel(omegas[0], hidden[::-1], size)
+    return DeepKernel(omegas[0], hidden[::-1], size, copies)
+
+
+def require_roomy(network: MLP, size: int, form: str) -> None:
+    """``ValueError`` where a network is too narrow for its deep law at ``size`` training points."""
+    numbers = size * (network.num_outputs if form == "full" else 1)
+    if numbers > CROWDED * network.width**2:
+        raise ValueError(
+            f"width={network.width} is too narrow for the law of depth {network.depth} at {numbers} numbers to fit; "
+            f"it was compared with drawn networks up to {CROWDED} width^2 of them"
+        )
 
 
 def _gain(network: MLP, k: int) -> float:

@@ -1,7 +1,8 @@
 """The finite-width law beside every cell: risk and kappa of its networks' kernels, predicted without drawing one.
 
-Two predictions: at the training set of each draw, and for the average over training sets, from pool points alone. Both
-are averages over initialisations. An architecture that has no law gets missing values and the reason.
+Two predictions: at the training set of each draw, and, for one hidden layer, averaged over training sets from pool
+points alone. Both are averages over initialisations by the law of the cell's own architecture: one to three hidden
+layers, or one convolution. Where there is no law the values are missing, and the reason is given.
 
     block_test, block_bias, block_variance, block_train, block_kappa1     at the draw's training set, test points
     block_pool_test, block_pool_kappa1                                    averaged over training sets of P points
@@ -13,11 +14,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 from torch import nn
 
-from ridgescope.analysis.finite_width import block_kernel
+from ridgescope.analysis.finite_width import LawKernel, block_kernel, law_kernel, law_of
 from ridgescope.analysis.measure import Row
 from ridgescope.analysis.runs import Cell
+from ridgescope.models import MLP
 from ridgescope.theory import PoolEstimator, pool_estimator
-from ridgescope.theory.blocks import BlockKernel, block_law, block_pool_law
+from ridgescope.theory.blocks import block_pool_law
 from ridgescope.theory.blocks.fixed_point import Orders
 from ridgescope.train.data import PreparedData
 
@@ -26,10 +28,12 @@ LAW_COLUMNS = (
 )  # fmt: skip
 NOTES = ("block_note", "block_pool_note")
 
-LAWS = 1  # version of a file of laws; another one is computed again
+LAWS = 2  # version of a file of laws; another one is computed again
 
 # The law at M points costs M^3: the effect of the width is taken from this many, the risk at infinite width from all.
 POOL_POINTS = 400
+# The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
+LARGEST = 500
 
 
 @dataclass
@@ -39,7 +43,7 @@ class BlockLaws:
     starts: dict[tuple[object, ...], Orders] = field(default_factory=dict)
 
     def of_cell(self, cell: Cell, data: PreparedData, estimator: PoolEstimator | None) -> pd.DataFrame:
-        """A row per ridge and draw. Cost: the block law at P points each, and per ridge the pool law at `POOL_POINTS`.
+        """A row per ridge and draw. Cost: the law at P points each, and per ridge the pool law at `POOL_POINTS`.
 
         ``estimator``: the pool's, of the infinite-width kernel; without it there is no average over training sets.
         """
@@ -50,7 +54,8 @@ class BlockLaws:
         averages = {ridge: self._average(network, data, *sizes, ridge, estimator) for ridge in ridges}
         for draw, index in enumerate(data.splits.train):
             try:
-                kernel: BlockKernel | None = block_kernel(network, data.pool_inputs[index], data.test_inputs)
+                _require_affordable(network, len(index))
+                kernel: LawKernel | None = law_kernel(network, data.pool_inputs[index], data.test_inputs)
                 reason = ""
             except ValueError as error:
                 kernel, reason = None, str(error)
@@ -61,12 +66,12 @@ class BlockLaws:
                 rows.append(row)
         return pd.DataFrame(rows).reindex(columns=["run", "ridge", "draw", *LAW_COLUMNS, *NOTES])
 
-    def _at_training_set(self, kernel: BlockKernel, data: PreparedData, draw: int, width: int, ridge: float) -> Row:
+    def _at_training_set(self, kernel: LawKernel, data: PreparedData, draw: int, width: int, ridge: float) -> Row:
         index = data.splits.train[draw]
         start = self._start(len(index), draw, ridge)
         try:
             targets = data.pool_targets[index], data.test_targets
-            law = block_law(kernel, *targets, width=width, ridge=ridge, start=start)
+            law = law_of(kernel, *targets, width=width, ridge=ridge, start=start)
         except (ValueError, RuntimeError) as error:
             return {"block_note": str(error)}
         self._keep(law.orders, len(index), draw, ridge)
@@ -94,6 +99,9 @@ class BlockLaws:
         targets = data.pool_targets[chosen]
         try:
             kernel = block_kernel(network, data.pool_inputs[chosen])
+        except ValueError as error:
+            return {"block_pool_note": f"no average over training sets: {error}"}
+        try:
             start = self._start(size, "pool", ridge)
             law = block_pool_law(kernel, targets, num_samples=size, ridge=ridge, width=width, start=start)
             limit = pool_estimator(kernel.limit().train, targets).predict(size, ridge)
@@ -113,3 +121,11 @@ class BlockLaws:
 
     def _keep(self, orders: Orders, size: int, points: object, ridge: float) -> None:
         self.starts[size, points, ridge] = self.starts[size, points] = orders
+
+
+def _require_affordable(network: nn.Module, size: int) -> None:
+    if size > LARGEST and not (isinstance(network, MLP) and network.depth == 1):
+        raise ValueError(
+            f"{size} training points: the law of depth and of convolutions is computed up to {LARGEST} in an analysis; "
+            "call ridgescope.analysis.finite_width.finite_width_law for more"
+        )

@@ -5,8 +5,9 @@
     ridgescope analyse folder=runs/lazy_digits
     python benchmarks/finite_width_trained.py runs/lazy_digits [more folders]
 
-Prints a Markdown table. Every seed has its own training set, so network and law are compared pair by pair: the
-deviation is that of the law's mean from the networks', its error the spread of the difference over pairs.
+Prints a Markdown table; "-" where the law has no average over training sets (depth, convolutions). Every seed has its
+own training set, so network and law are compared pair by pair: the deviation is that of the law's mean from the
+networks', its error the spread of the difference over pairs.
 """
 
 import argparse
@@ -23,10 +24,11 @@ def line(rows: pd.DataFrame) -> str:
     error = (rows.block_test - network).std() / len(rows) ** 0.5 / scale
     kernel = (rows.krr_test / network - 1).abs().max()
     excess = scale / rows.infinite_test.mean() - 1
+    average = "-" if pd.isna(first.block_pool_test) else f"{100 * (first.block_pool_test / scale - 1):+.1f} %"
     return (
         f"| {first['data']} | {first.P} | {first.width} | {first.ridge:g} | {scale:.4f} | {rows.block_test.mean():.4f} "
         f"| {100 * (rows.block_test.mean() / scale - 1):+.1f} ± {100 * error:.1f} % "
-        f"| {100 * (first.block_pool_test / scale - 1):+.1f} % | {100 * kernel:.2f} % | {100 * excess:.0f} % |"
+        f"| {average} | {100 * kernel:.2f} % | {100 * excess:.0f} % |"
     )
 
 

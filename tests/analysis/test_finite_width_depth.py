@@ -5,6 +5,7 @@ import torch
 
 from ridgescope.analysis.finite_width import finite_width_law
 from ridgescope.analysis.finite_width_depth import deep_kernel
+from ridgescope.analysis.regression import full_kernel_ridge
 from ridgescope.models import CNN, MLP, empirical_ntk, infinite_ntk
 from ridgescope.theory import kernel_ridge
 
@@ -34,19 +35,22 @@ def test_the_limit_of_the_layers_is_the_infinite_kernel(digits, activation, dept
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("depth", [2, 3])
-def test_drawn_networks_follow_the_law(digits, depth):
+@pytest.mark.parametrize(("depth", "outputs"), [(2, 1), (3, 1), (2, 3)])
+def test_drawn_networks_follow_the_law(digits, depth, outputs):
+    """Regression with the full C x C kernel; with one output it is the trace form."""
     x, y = digits
+    y = torch.cat([y, x[:, 20:22]], 1)[:, :outputs]
     ridge = 1e-3
     found = []
     for seed in range(DRAWS):
-        network = mlp(100 + seed, depth=depth)
-        kernel = empirical_ntk(network, None, x, form="trace") / network.kernel_scale
-        fit = kernel_ridge(kernel[:P, :P], y[:P], ridge)
-        found.append(float((y[P:] - kernel[P:, :P] @ fit.dual).square().sum(1).mean()))
+        network = mlp(100 + seed, outputs, depth=depth)
+        kernel = empirical_ntk(network, None, x).view(outputs, P + T, outputs, P + T) / network.kernel_scale
+        dual = full_kernel_ridge(kernel[:, :P, :, :P].reshape(outputs * P, -1), y[:P], ridge).dual
+        prediction = (kernel[:, P:, :, :P].reshape(outputs * T, -1) @ dual).view(outputs, T).T
+        found.append(float((y[P:] - prediction).square().sum(1).mean()))
     sample = torch.tensor(found, dtype=torch.float64)
     mean, error = float(sample.mean()), float(sample.std()) / DRAWS**0.5
-    law = finite_width_law(mlp(0, depth=depth), x[:P], y[:P], x[P:], y[P:], ridge=ridge)
+    law = finite_width_law(mlp(0, outputs, depth=depth), x[:P], y[:P], x[P:], y[P:], ridge=ridge)
     limit = infinite_ntk(mlp(0, depth=depth), x).ntk
     fit = kernel_ridge(limit[:P, :P], y[:P], ridge)
     infinite = float((y[P:] - limit[P:, :P] @ fit.dual).square().sum(1).mean())
@@ -63,9 +67,7 @@ def test_architectures_without_a_law_are_named(digits):
         finite_width_law(mlp(0, depth=4), x[:P], y[:P], x[P:], y[P:], **rest)
     with pytest.raises(ValueError, match="CNN of depth 2"):
         deep_kernel(CNN((1, 8, 8), 1, width=4, depth=2, generator=generator), x)
-    with pytest.raises(ValueError, match="full kernel of 2 outputs has no deep law; pass form='trace'"):
-        deep_kernel(mlp(0, 2), x)
-    with pytest.raises(ValueError, match="trained='readout' has no law for depth 2"):
+    with pytest.raises(ValueError, match="trained='readout' has no law for MLP of depth 2"):
         finite_width_law(mlp(0), x[:P], y[:P], x[P:], y[P:], trained="readout", **rest)
-    with pytest.raises(ValueError, match=r"width=8 is too narrow for the law of depth 2 at 50 training points"):
+    with pytest.raises(ValueError, match=r"width=8 is too narrow for the law of depth 2 at 50 numbers to fit"):
         finite_width_law(mlp(0, width=8), x[:P], y[:P], x[P:], y[P:], **rest)

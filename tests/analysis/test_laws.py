@@ -52,11 +52,27 @@ def test_each_draw_gets_the_law_at_its_training_set(data, estimator):
     assert ((own["mean"] - average["min"]).abs() < 4 * own["sem"] + 0.03 * own["mean"]).all()
 
 
+@pytest.mark.parametrize(("model", "depth"), [("MLP", 2), ("CNN", 1)])
+def test_deep_and_convolutional_cells_have_the_law_of_their_architecture(data, estimator, model, depth):
+    few = replace(data, splits=replace(data.splits, train=data.splits.train[:2]))
+    table = BlockLaws().of_cell(cell(16, model, depth), few, estimator)
+    assert (table["block_note"] == "").all()
+    assert table["block_pool_note"].str.startswith("no average over training sets").all()
+    row = table[(table["draw"] == 1) & (table["ridge"] == 1e-2)].iloc[0]
+    index = data.splits.train[1]
+    sets = data.pool_inputs[index], data.pool_targets[index], data.test_inputs, data.test_targets
+    law = finite_width_law(cell(16, model, depth).network(data), *sets, ridge=1e-2)
+    assert row["block_test"] == pytest.approx(float(law.test), rel=1e-7)
+    assert row["block_kappa1"] == pytest.approx(float(law.kappa1), rel=1e-7)
+
+
 def test_without_a_law_numbers_are_missing_and_the_reason_is_given(data, estimator):
-    table = BlockLaws().of_cell(cell(8, "CNN"), data, estimator)
+    table = BlockLaws().of_cell(cell(8, "CNN", depth=2), data, estimator)
     assert table[list(LAW_COLUMNS)].isna().all(axis=None)
-    for note in ("block_note", "block_pool_note"):
-        assert set(table[note]) == {"the block law is derived for an MLP with one hidden layer, got CNN of depth 1"}
+    assert set(table["block_note"]) == {"the channel law is derived for a CNN with one convolution, got CNN of depth 2"}
+    assert table["block_pool_note"].str.contains("got CNN of depth 2").all()
+    narrow = BlockLaws().of_cell(cell(8, depth=2), data, estimator)
+    assert narrow["block_note"].str.contains("width=8 is too narrow for the law of depth 2").all()
 
 
 def test_repeated_points_are_named(data, estimator):

@@ -11,6 +11,7 @@ from ridgescope.theory.blocks.families import (
 )
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
 from ridgescope.theory.blocks.pool import BlockPoolPrediction, block_pool_law
+from ridgescope.theory.blocks.sampled import SampledFamily, SampledKernel, sampled_law
 from ridgescope.theory.blocks.scales import Scales, fixed_scale, squared_readout
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "DeepKernel",
     "HiddenLayer",
     "PointKernel",
+    "SampledFamily",
+    "SampledKernel",
     "Scales",
     "activation_family",
     "block_law",
@@ -29,5 +32,6 @@ __all__ = [
     "fixed_scale",
     "gradient_family",
     "point_kernel",
+    "sampled_law",
     "squared_readout",
 ]

@@ -55,12 +55,14 @@ class HiddenLayer:
 class DeepKernel:
     """The random tangent kernel of a deep network on n points, the first ``num_train`` of which are trained on.
 
-    ``inputs``: Omega_0, the kernel of the first layer's weights and biases.
+    ``inputs``: Omega_0, the kernel of the first layer's weights and biases. ``outputs``: C in the full kernel of C
+    outputs, where every pair of neurons is one feature of C n entries; 1 in the trace form.
     """
 
     inputs: Float64[Tensor, "n n"]
     layers: Sequence[HiddenLayer]
     num_train: int
+    outputs: int = 1
 
     def limit(self) -> Float64[Tensor, "n n"]:
         """The kernel at infinite width."""
@@ -73,7 +75,7 @@ class DeepKernel:
         """The same on some of the points."""
         grid = (index[:, None], index)
         layers = [replace(layer, value=layer.value[grid], gate=layer.gate[grid]) for layer in self.layers]
-        return DeepKernel(self.inputs[grid], layers, self.num_train)
+        return DeepKernel(self.inputs[grid], layers, self.num_train, self.outputs)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class DeepMap:
 
     def measure(self, state: State, resolvent: Tensor) -> Measures:
         """From the readout down; ``state`` enters as what the neurons' blocks compete with."""
-        omegas, psi, last = state[1:-1], state[-1], self.layers[-1]
+        omegas, psi, last, outputs = state[1:-1], state[-1], self.layers[-1], self.kernel.outputs
         top = self._top(last.trained * psi[-1] * (resolvent * last.value).sum() * self.share)
         metrics = [resolvent * last.gate]
         noises: list[Tensor] = []
@@ -131,7 +133,7 @@ class DeepMap:
             layer, above, omega = self.layers[k], self.layers[k + 1], omegas[k]
             shrunk, seen = shrunk_pair(omega, metrics[0], above.gate_scale, self.share)
             tangents.insert(0, ((metrics[0] * shrunk).sum() / (metrics[0] * omega).sum()) ** 2)
-            pairs.insert(0, layer.trained * psi[k] * (layer.value * seen).sum() * self.share**2)
+            pairs.insert(0, outputs * layer.trained * psi[k] * (layer.value * seen).sum() * self.share**2)
             metrics.insert(0, layer.gate * seen)
             moments = _moments(layer.value, omega, shrunk)
             noises.insert(0, resolvent.repeat(2, 2) * moments * psi[k])

@@ -182,7 +182,7 @@ def iterate(
         moved, size = (max(float(part.norm()) for part in parts) for parts in zip(*pairs, strict=True))
         change = moved / size if size > 0 else 0.0
         if not math.isfinite(moved):
-            raise RuntimeError("the deep law's iteration left the finite numbers; use a wider network or larger ridge")
+            raise RuntimeError("the law's iteration left the finite numbers; use a wider network or a larger ridge")
         if change <= tolerance:
             return new, iteration
         past, moves = [*past, image][-HISTORY:], [*moves, image - flat][-HISTORY:]
@@ -191,7 +191,7 @@ def iterate(
         if not accept(state):
             flat, state = image, new
     raise RuntimeError(
-        f"the deep law did not converge in {limit} iterations (last change {change:.1e}); "
+        f"the law did not converge in {limit} iterations (last change {change:.1e}); "
         "use a wider network or a larger ridge"
     )
 

@@ -1,0 +1,139 @@
+"""The finite-width law of one convolution: examples of what a channel adds to the tangent kernel.
+
+A channel's filter w is one vector, seen by every position s of every image x. With patch p(x, s), trained patch
+``p~ = (w_1 p, b_1)`` and preactivation ``z = w_1 w.p + b_1 b`` its features are, for the readout's weights V,
+
+    readout="flatten"   phi(z(x, s)), one for each position;    sum_s V_s phi'(z(x, s)) p~(x, s)
+    readout="pool"      mean_s phi(z(x, s));                    V mean_s phi'(z(x, s)) p~(x, s)
+
+of its readout weights and of its filter: two families, independent since their products are odd in V. A filter has
+few entries (9 for a grey image) and decides every position, so the Gram matrix of a block does not concentrate, and the
+law is that of `ridgescope.theory.blocks.sampled`, from examples. Filters and V are a scrambled Sobol sequence, carried
+to the Gaussian; the mean of the examples is then made the infinite-width kernel exactly. No network is drawn.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from ridgescope.models import CNN, infinite_ntk
+from ridgescope.models.activations import ACTIVATIONS
+from ridgescope.models.layers import ScaledConv2d
+from ridgescope.models.patches import Geometry
+from ridgescope.theory.blocks import SampledFamily, SampledKernel, point_kernel
+
+FEATURES = 8192  # of all examples of a family together; their error is stated in docs/results/finite_width_conv.md
+PIECE = 64  # examples made at once, and the fewest of a family
+
+
+def channel_kernel(
+    network: nn.Module,
+    x_train: Float[Tensor, " p *shape"],
+    x_eval: Float[Tensor, " t *shape"] | None = None,
+    *,
+    form: Literal["full", "trace"] = "full",
+    features: int = FEATURES,
+    seed: int = 0,
+) -> SampledKernel:
+    """The random kernel ``empirical_ntk / kernel_scale`` of the CNN's architecture; its weights are not read.
+
+    Its limit of infinite width is exact, see `SampledKernel.matched`.
+
+    All weights and biases are trained. ``form``: the full kernel of all outputs or its trace form. ``features``: of
+    all examples and outputs of a family together; memory: as many numbers for each point, three times.
+    Raises ``ValueError`` for an architecture without a law.
+    """
+    if not isinstance(network, CNN) or network.depth != 1:
+        kind = f"{type(network).__name__} of depth {getattr(network, 'depth', '?')}"
+        raise ValueError(f"the channel law is derived for a CNN with one convolution, got {kind}")
+    size = len(x_train)
+    points = x_train if x_eval is None else torch.cat([x_train, x_eval])
+    examples = channel_examples(network, points, size, form=form, features=features, seed=seed)
+    return examples.matched(point_kernel(infinite_ntk(network, points).ntk, size))
+
+
+def channel_examples(
+    network: CNN,
+    points: Float[Tensor, " n *shape"],
+    size: int,
+    *,
+    form: Literal["full", "trace"],
+    features: int,
+    seed: int,
+) -> SampledKernel:
+    """`channel_kernel` before its limit is made exact; the first ``size`` points are trained on."""
+    channel = _Channel(network, points)
+    read = [
+        _compressed(channel.readout_features(part), size)
+        for part in _normals(features, channel.rank, channel.entries, seed)
+    ]
+    swept = [
+        channel.filter_features(part, form)
+        for part in _normals(features, channel.entries * channel.outputs, channel.entries + channel.signals, seed + 1)
+    ]
+    families = [
+        SampledFamily(rows[..., :size].contiguous(), rows[..., size:].contiguous())
+        for rows in (torch.cat(read), torch.cat(swept))
+    ]
+    if not network.readout.bias_scale:
+        return SampledKernel(families)
+    bias = torch.full((len(points),) * 2, network.readout.bias_scale**2 / network.kernel_scale, dtype=torch.float64)
+    return SampledKernel(families, point_kernel(bias, size))
+
+
+class _Channel:
+    """Axes: m examples, n points, s positions, k entries of a trained patch, c outputs."""
+
+    def __init__(self, network: CNN, points: Tensor) -> None:
+        first, self.readout = network.hidden[0], network.readout
+        assert isinstance(first, ScaledConv2d)
+        patches = first.weight_scale * Geometry.of(first).patches(points.double().reshape(-1, *network.in_shape))
+        if first.bias_scale:
+            patches = torch.cat([patches, torch.full_like(patches[:, :1], first.bias_scale)], 1)
+        self.patches, self.activation, self.pooled = patches, ACTIVATIONS[network.activation].function, network.pooled
+        self.spread = torch.full((patches.shape[1],), first.weight_std, dtype=torch.float64)
+        if first.bias_scale:
+            self.spread[-1] = first.bias_std
+        self.outputs, self.positions = network.num_outputs, patches.shape[2]
+        self.rank = 1 if self.pooled else self.positions
+        self.entries, self.signals = patches.shape[1], self.outputs * self.rank
+        self.scale = self.readout.weight_scale * (network.width / network.kernel_scale) ** 0.5
+        if self.pooled:
+            self.scale /= self.positions
+
+    def readout_features(self, normal: Float64[Tensor, "m k"]) -> Float64[Tensor, "m r 1 n"]:
+        values, _ = self._activate(normal)
+        return self.scale * (values.sum(1, keepdim=True) if self.pooled else values)[:, :, None]
+
+    def filter_features(self, normal: Float64[Tensor, "m l"], form: str) -> Float64[Tensor, "m r q n"]:
+        """Full form: the outputs are copies of the points. Trace form: each output's features count 1/C."""
+        _, slopes = self._activate(normal[:, : self.entries])
+        signal = self.readout.weight_std * normal[:, self.entries :].view(len(normal), self.outputs, -1)
+        gates = signal.expand(-1, -1, self.positions)[..., None] * slopes[:, None]  # (m, c, s, n)
+        rows = self.scale * torch.einsum("mcsn,nks->mkcn", gates, self.patches)
+        return rows if form == "full" else rows.flatten(1, 2)[:, :, None] / self.outputs**0.5
+
+    def _activate(self, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """``phi(z)`` and ``phi'(z)``, (m, s, n)."""
+        z = torch.einsum("mk,nks->msn", normal * self.spread, self.patches).requires_grad_()
+        values = self.activation(z)
+        (slopes,) = torch.autograd.grad(values.sum(), z)
+        return values.detach(), slopes
+
+
+def _compressed(rows: Float64[Tensor, "m r 1 n"], size: int) -> Tensor:
+    """The same kernel among and with the training points from at most P features: the rest meets no training point."""
+    if rows.shape[1] <= size:
+        return rows
+    rotation, _ = torch.linalg.qr(rows[:, :, 0, :size])
+    return (rotation.mT @ rows[:, :, 0])[:, :, None]
+
+
+def _normals(features: int, rank: int, dimension: int, seed: int) -> Sequence[Float64[Tensor, "m dimension"]]:
+    """Gaussian vectors for examples of this rank, in pieces."""
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
+    uniform = engine.draw(max(PIECE, features // rank), dtype=torch.float64)
+    return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).split(PIECE)
