@@ -47,6 +47,7 @@ from ridgescope.theory.modes import (
     kappa_from_modes,
 )
 from ridgescope.theory.pool import (
+    PairRisks,
     PoolEstimator,
     PoolPrediction,
     pool_estimator,
@@ -118,6 +119,7 @@ __all__ = [
     "LeftOutEstimate",
     "ModeEstimate",
     "Nystrom",
+    "PairRisks",
     "Pool",
     "PoolEstimator",
     "PoolPrediction",

@@ -21,7 +21,7 @@ from ridgescope.theory._checks import Number, as_float64, nonnegative
 from ridgescope.theory.solver import solve_kappa
 
 
-class CrossRisks:
+class PairRisks:
     """What a pool's prediction says of pairs of predictors, from four of its numbers.
 
     ``bias`` is b + s2, the squared error of the mean predictor at infinite data; ``limited`` b_F + s2, the risk of one
@@ -49,7 +49,7 @@ class CrossRisks:
 
 
 @dataclass(frozen=True)
-class PoolPrediction(CrossRisks):
+class PoolPrediction(PairRisks):
     """Predicted ridge regression on ``num_samples`` points of the pool (units: kernel, squared target).
 
     ``kappa1`` is what the training resolvent measures, ``kappa2`` the threshold of the modes (equal at
@@ -68,6 +68,7 @@ class PoolPrediction(CrossRisks):
     bias: float
     limited: float
     pool_ridge: float
+
 
 @dataclass(frozen=True)
 class PoolEstimator:

@@ -219,6 +219,7 @@ def _attribution(table: pd.DataFrame | None, networks: pd.DataFrame, model: str)
                 "measured": number(row["measured"], 3),
                 "half": number((row["high"] - row["low"]) / 2, 2),
                 "predicted": number(row["predicted"], 3),
+                "width": number(row["predicted_width"], 3),
                 "deviation": percent(row["deviation"]),
                 "verdict": row["verdict"],
                 "mark": MARKS[row["verdict"]],
@@ -236,6 +237,7 @@ def _attribution(table: pd.DataFrame | None, networks: pd.DataFrame, model: str)
                 f"{first['seeds']:.0f} seeds x {first['draws']:.0f} draws, {first['excluded']:.0f} networks left out"
             )
             facts += f"; for errors of 1 % of the risk: {first['needed']}"
+            facts += f"; theory: {first['theory']}" if first["theory"] else ""
         blocks.append({"title": title, "facts": facts, "terms": terms if len(terms) > 1 else []})
     return blocks
 

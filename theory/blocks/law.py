@@ -63,8 +63,8 @@ class BlockPrediction:
     infinite-width kernel has as many degrees of freedom, lam renormalised by the features alone (lam at N = inf).
     ``df1 = P (1 - lam/kappa1)`` per output, ``gamma1 = 1 - 1/(dkappa1/dlam)`` as estimated from ``tr G^2``, and
     ``df2 = P gamma1``. ``predictor`` (T, C) is the mean over networks. Risks are summed over outputs:
-    ``test = test_bias + test_variance`` (squared error of the mean predictor; variance over networks), and train
-    alike; nan without evaluation targets. ``loo`` holds a share ``loo_bias`` of the mean predictor. ``test_points`` and ``variance_points`` (T,) are per point.
+    ``test = test_bias + test_variance`` (squared error of the mean predictor; variance over networks), train and the
+    leave-one-out risk alike; nan without evaluation targets. ``test_points``, ``variance_points`` (T,) are per point.
     ``dkappa1_dridge`` is a derivative at fixed P.
     """
 

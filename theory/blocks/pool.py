@@ -27,13 +27,13 @@ from torch import Tensor
 from ridgescope.theory._checks import Number
 from ridgescope.theory.blocks.fixed_point import Orders
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_kappa, block_law
-from ridgescope.theory.pool import CrossRisks
+from ridgescope.theory.pool import PairRisks
 
 TOLERANCE = 1e-11  # relative accuracy of the solved ridge, as good as the law's own fixed point
 
 
 @dataclass(frozen=True)
-class BlockPoolPrediction(CrossRisks):
+class BlockPoolPrediction(PairRisks):
     """Means over networks of width N and training sets of P points: kappa_1, df1, gamma_1, risks over outputs.
 
     ``limited`` is the risk at infinite data of single networks, ``bias`` that of their mean predictor, which is fitted
