@@ -73,17 +73,20 @@ def attribute(
 
     ``residuals`` (n, T, C) are f - y of the networks on the same test points, ``predicted`` (4,) the theory's cross
     risks. holds: the 90 % interval lies within ``tolerance`` of the predicted value; fails: wholly outside;
-    undetermined: anything else, and a term whose standard error exceeds half of it. ``needed`` is the design (seeds x
-    draws) of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
+    undetermined: anything else, and ``note`` says which design would decide. ``needed`` is the design (seeds x draws)
+    of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
     """
     found = cross_risks(residuals, seeds, draws, generator=torch.Generator().manual_seed(seed))
-    design = found.networks_for(precision)
-    needed = "more test points" if design is None else f"{design[0]} x {design[1]}"
+    needed = _design(found.networks_for(precision))
     rows = []
     for name, combination in quantities(found.num_seeds, found.num_draws).items():
         theory = math.nan if predicted is None else float(predicted @ torch.tensor(combination, dtype=torch.float64))
         rows.append(_row(name, found, combination, theory, tolerance) | {"needed": needed})
     return rows
+
+
+def _design(design: tuple[int, int] | None) -> str:
+    return "more test points" if design is None else f"{design[0]} seeds x {design[1]} draws"
 
 
 def _row(name: str, found: CrossRisks, combination: Combination, theory: float, tolerance: float) -> dict[str, Any]:
@@ -97,7 +100,11 @@ def _row(name: str, found: CrossRisks, combination: Combination, theory: float, 
     elif one.high < theory - allowed or one.low > theory + allowed:
         verdict = "fails"
     else:
-        note = "the error is as large as the term" if one.se > one.value / 2 else "the interval crosses the tolerance"
+        # an error of half the tolerance leaves room for the interval on either side
+        share = allowed / 2 / float(found.values[0])
+        note = "the interval crosses the tolerance"
+        if share > 0:
+            note += f"; {_design(found.networks_for(share, [combination]))} would decide"
     return {
         "term": name,
         "measured": one.value,

@@ -37,6 +37,7 @@ from ridgescope.theory import (
     kappa_from_risks,
     leading_modes,
     left_out_estimate,
+    left_out_risk,
     pool_estimator,
     pool_kappa_errors,
     resolvent_estimate,
@@ -228,15 +229,14 @@ def _measure(fit: _Fit, at: Resolvent, theory: _Theory, pool: PoolEstimator) -> 
     ratio = kappa_from_risks(
         test, train, ridge, num_samples=p, gamma=resolvent.gamma, test_squared_errors=errors, outputs=outputs
     )
-    loo, loo_log, loo_se = _left_out_risk(solution, diagonal)
+    loo = left_out_risk(
+        solution, diagonal, kappa=resolvent.kappa_corrected, se_log=resolvent.se_log, shorter=theory.shorter
+    )
     routes = {
         "spectrum": (theory.kappa, theory.se_log),
         "resolvent": (resolvent.kappa_corrected, resolvent.se_log),
         "left_out": (left_out.kappa, math.hypot(resolvent.se_log, left_out.excess_se)),
-        "loo": (
-            resolvent.kappa_corrected * math.exp(loo_log) / theory.shorter,
-            math.hypot(resolvent.se_log, loo_se),
-        ),
+        "loo": (loo.kappa, loo.se_log),
         "ratio": (ratio.kappa, ratio.se_log),
         "modes": _modes(fit, predictions, theory, pool, resolvent.gamma),
     }
@@ -249,7 +249,7 @@ def _measure(fit: _Fit, at: Resolvent, theory: _Theory, pool: PoolEstimator) -> 
         "risk_test": test,
         "risk_train": train,
         "risk_theory": theory.prediction.test,
-        "risk_loo": loo,
+        "risk_loo": loo.risk,
         "risk_gcv": (resolvent.kappa / ridge) ** 2 * train,
         "excess_log": left_out.excess_log,
         "excess_se_log": left_out.excess_se,
@@ -258,18 +258,6 @@ def _measure(fit: _Fit, at: Resolvent, theory: _Theory, pool: PoolEstimator) -> 
         "repeated": left_out.repeated,
         "undetermined": "",
     }
-
-
-def _left_out_risk(solution: Tensor, diagonal: Tensor) -> tuple[float, float, float]:
-    """Leave-one-out risk, log of the square root of its ratio to GCV, and the standard error of that.
-
-    The ratio is of means over samples, so each sample has an influence on its logarithm: their scatter is the error.
-    """
-    power, weight = solution.square().sum(1), 1 / diagonal.square()
-    loo, mean, trace = float((power * weight).mean()), float(power.mean()), float(diagonal.mean())
-    influence = power * weight / loo - power / mean + 2 * (diagonal / trace - 1)
-    se = float(influence.std()) / math.sqrt(len(power))
-    return loo, 0.5 * math.log(loo * trace**2 / mean), 0.5 * se
 
 
 def _modes(fit: _Fit, predictions: Tensor, theory: _Theory, pool: PoolEstimator, gamma: float) -> tuple[float, float]:

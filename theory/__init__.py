@@ -37,8 +37,10 @@ from ridgescope.theory.learnability import (
 )
 from ridgescope.theory.left_out import (
     LeftOutEstimate,
+    LeftOutRisk,
     UnevenKappa,
     left_out_estimate,
+    left_out_risk,
     uneven_kappa,
 )
 from ridgescope.theory.modes import (
@@ -117,6 +119,7 @@ __all__ = [
     "KernelRidgeFit",
     "Learned",
     "LeftOutEstimate",
+    "LeftOutRisk",
     "ModeEstimate",
     "Nystrom",
     "PairRisks",
@@ -159,6 +162,7 @@ __all__ = [
     "leading_modes",
     "learned_modes",
     "left_out_estimate",
+    "left_out_risk",
     "log_kappa_errors",
     "nystrom",
     "optimal_ridge",

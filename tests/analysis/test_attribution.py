@@ -95,6 +95,21 @@ class TestCrossed:
         coarser = found.networks_for(0.2)
         assert coarser[0] * coarser[1] <= seeds * draws
         assert found.networks_for(1e-5) is None
+        alone = found.networks_for(0.04, [TERMS["interaction"]])  # one term alone needs no more than all
+        assert alone[0] * alone[1] <= seeds * draws
+
+    def test_too_few_seeds_decide_nothing_and_say_how_many_would(self):
+        r, seeds, draws = two_way(5, 4, 4, points=2000)
+        exact = torch.tensor([0.75, 0.4, 0.5, 0.3], dtype=torch.float64)
+        rows = {row["term"]: row for row in attribute(r, seeds, draws, predicted=exact, tolerance=0.02)}
+        for term in TERMS:
+            assert rows[term]["verdict"] == "undetermined"
+            assert "the interval crosses the tolerance" in rows[term]["note"]
+        more = int(rows["data variance"]["note"].split("; ")[1].split(" seeds x ")[1].split()[0])
+        assert more > 4
+        with_more = two_way(6, 4, more, points=2000)
+        again = {row["term"]: row for row in attribute(*with_more, predicted=exact, tolerance=0.02)}
+        assert again["data variance"]["se"] < 1.5 * 0.02 * 0.2 / 2
 
     @pytest.mark.parametrize(
         ("seeds", "draws", "message"),

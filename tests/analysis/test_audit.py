@@ -103,7 +103,9 @@ def test_a_ridge_that_the_certificate_refuses_is_undetermined_and_never_a_number
     assert bool(small[[f"kappa_{route}" for route in ROUTES]].isna().all(axis=None))
     assert bool(single.table[single.table["ridge"] == 1e-2]["kappa_resolvent"].notna().all())
     (note,) = single.notes
-    assert note.startswith("data: ridge=1e-08 at P=60 is undetermined: the kernel cannot carry ridge=1e-08: float32 knows")
+    assert note.startswith(
+        "data: ridge=1e-08 at P=60 is undetermined: the kernel cannot carry ridge=1e-08: float32 knows"
+    )
     verdicts = evaluate(small, packaged_claims("audit"))
     assert set(verdicts["verdict"]) == {"undetermined"}
     assert all("cannot carry ridge=1e-08" in words for words in verdicts["explanation"])

@@ -12,6 +12,7 @@ from ridgescope.theory.blocks.families import (
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
 from ridgescope.theory.blocks.pool import BlockPoolPrediction, block_pool_law
 from ridgescope.theory.blocks.scales import Scales, fixed_scale, squared_readout
+from ridgescope.theory.blocks.shared import SharedNetwork, shared_network
 
 __all__ = [
     "BlockFamily",
@@ -22,6 +23,7 @@ __all__ = [
     "HiddenLayer",
     "PointKernel",
     "Scales",
+    "SharedNetwork",
     "activation_family",
     "block_law",
     "block_pool_law",
@@ -29,5 +31,6 @@ __all__ = [
     "fixed_scale",
     "gradient_family",
     "point_kernel",
+    "shared_network",
     "squared_readout",
 ]
