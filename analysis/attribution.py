@@ -3,7 +3,8 @@
 The theory's six terms join to the four that a crossed design can tell apart, because label noise is redrawn with the
 training set: bias = bias^2 + noise, data variance = Var_X + Var_noise, initialisation variance = Var_F, interaction =
 Var_XF + Var_Fnoise. Training sets of P points drawn from one pool of M overlap by P/M, which moves a part of the data
-variance into the bias; the theory is evaluated for that overlap (docs/attribution.md).
+variance into the bias; the theory is evaluated for that overlap. It is the finite-width law where the architecture has
+one, else ridge regression with N_eff independent features (docs/attribution.md).
 """
 
 import math
@@ -15,17 +16,21 @@ import torch
 from torch import Tensor
 
 from ridgescope.analysis.crossed import TERMS, Combination, CrossRisks, bag, cross_risks, ensemble
-from ridgescope.theory import PoolEstimator, PoolPrediction
+from ridgescope.theory import PairRisks, PoolEstimator
 
 ATTRIBUTION_COLUMNS = (
     "run", "data", "model", "width", "P", "ridge", "alpha", "who", "term", "measured", "se", "low", "high", "predicted",
-    "deviation", "z", "verdict", "networks", "excluded", "seeds", "draws", "needed", "note",
+    "theory", "predicted_width", "deviation", "z", "verdict", "networks", "excluded", "seeds", "draws", "needed",
+    "note",
 )  # fmt: skip
 
+# the finite-width law's four cross risks in a table of networks, in the order of ``analysis.crossed``
+CROSS_COLUMNS = ("block_pool_test", "block_pool_same_seed", "block_pool_same_draw", "block_pool_neither")
 
-def theory_cross_risks(prediction: PoolPrediction, overlap: float) -> Tensor:
+
+def theory_cross_risks(prediction: PairRisks, overlap: float) -> Tensor:
     """The four cross risks of ``analysis.crossed`` as the theory has them, for training sets that overlap so much."""
-    pairs = ((True, 1.0), (True, overlap), (False, 1.0), (False, overlap))
+    pairs = ((True, 1.0), (True, overlap), (False, 1.0), (False, overlap))  # who shares features, and data
     return torch.tensor(
         [prediction.cross_risk(same_features=same, overlap=share) for same, share in pairs], dtype=torch.float64
     )
@@ -68,17 +73,20 @@ def attribute(
 
     ``residuals`` (n, T, C) are f - y of the networks on the same test points, ``predicted`` (4,) the theory's cross
     risks. holds: the 90 % interval lies within ``tolerance`` of the predicted value; fails: wholly outside;
-    undetermined: anything else, and a term whose standard error exceeds half of it. ``needed`` is the design (seeds x
-    draws) of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
+    undetermined: anything else, and ``note`` says which design would decide. ``needed`` is the design (seeds x draws)
+    of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
     """
     found = cross_risks(residuals, seeds, draws, generator=torch.Generator().manual_seed(seed))
-    design = found.networks_for(precision)
-    needed = "more test points" if design is None else f"{design[0]} x {design[1]}"
+    needed = _design(found.networks_for(precision))
     rows = []
     for name, combination in quantities(found.num_seeds, found.num_draws).items():
         theory = math.nan if predicted is None else float(predicted @ torch.tensor(combination, dtype=torch.float64))
         rows.append(_row(name, found, combination, theory, tolerance) | {"needed": needed})
     return rows
+
+
+def _design(design: tuple[int, int] | None) -> str:
+    return "more test points" if design is None else f"{design[0]} seeds x {design[1]} draws"
 
 
 def _row(name: str, found: CrossRisks, combination: Combination, theory: float, tolerance: float) -> dict[str, Any]:
@@ -92,7 +100,11 @@ def _row(name: str, found: CrossRisks, combination: Combination, theory: float, 
     elif one.high < theory - allowed or one.low > theory + allowed:
         verdict = "fails"
     else:
-        note = "the error is as large as the term" if one.se > one.value / 2 else "the interval crosses the tolerance"
+        # an error of half the tolerance leaves room for the interval on either side
+        share = allowed / 2 / float(found.values[0])
+        note = "the interval crosses the tolerance"
+        if share > 0:
+            note += f"; {_design(found.networks_for(share, [combination]))} would decide"
     return {
         "term": name,
         "measured": one.value,
@@ -123,14 +135,17 @@ def attribute_cell(
 
     ``rows`` are the cell's rows of ``networks`` in the order of ``predictions`` ("network", "kernel": (E, T, C), on the
     test points with ``targets`` (T, C)). Networks that did not reach their optimum are left out and counted, as are
-    kernels that cannot carry the ridge.
+    kernels that cannot carry the ridge. ``predicted`` is of the law in ``CROSS_COLUMNS``, where it is known, else of
+    the theory at N_eff, which ``predicted_width`` always is; ``theory`` says which.
     """
     table: list[dict[str, Any]] = []
     for ridge, part in rows.groupby("ridge", sort=True):
-        predicted = None
+        at_width, predicted = None, _law(part)
         inverse = part["inverse_width"].mean()
         if estimator is not None and inverse == inverse:
-            predicted = predicted_cross_risks(estimator, int(part["P"].iloc[0]), float(ridge), float(inverse))  # type: ignore[arg-type]
+            at_width = predicted_cross_risks(estimator, int(part["P"].iloc[0]), float(ridge), float(inverse))  # type: ignore[arg-type]
+        theory = "N_eff" if predicted is None else "finite-width law"
+        predicted = at_width if predicted is None else predicted
         for who in ("network", "kernel"):
             kept = part[part["converged"].astype(bool) if who == "network" else part["krr_test"].notna()]
             identity = {name: part[name].iloc[0] for name in ("run", "data", "model", "width", "P", "ridge", "alpha")}
@@ -142,5 +157,20 @@ def attribute_cell(
             except ValueError as error:
                 nothing = {"term": "risk", "verdict": "undetermined", "note": str(error), "networks": len(kept)}
                 found = [nothing]
-            table += [identity | row for row in found]
+            table += [identity | row | _beside(row, theory, at_width) for row in found]
     return table
+
+
+def _law(rows: pd.DataFrame) -> Tensor | None:
+    """The finite-width law's cross risks, which are the same for all networks of a cell; None where it has none."""
+    values = rows.reindex(columns=list(CROSS_COLUMNS)).iloc[0].astype("float64")
+    return None if values.isna().any() else torch.tensor(values.to_numpy(), dtype=torch.float64)
+
+
+def _beside(row: Mapping[str, Any], theory: str, at_width: Tensor | None) -> dict[str, Any]:
+    """Which theory ``predicted`` is of, and the same term with N_eff independent features."""
+    if "seeds" not in row:  # a design that could not be split
+        return {}
+    combination = torch.tensor(quantities(row["seeds"], row["draws"])[row["term"]], dtype=torch.float64)
+    width = math.nan if at_width is None else float(at_width @ combination)
+    return {"theory": theory if row["predicted"] == row["predicted"] else "", "predicted_width": width}

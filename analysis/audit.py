@@ -29,12 +29,15 @@ from torch import Tensor
 from ridgescope.theory import (
     PoolEstimator,
     PoolPrediction,
+    Resolvent,
+    Resolvents,
     control_pool,
     independent_outputs,
     kappa_from_pool_modes,
     kappa_from_risks,
     leading_modes,
     left_out_estimate,
+    left_out_risk,
     pool_estimator,
     pool_kappa_errors,
     resolvent_estimate,
@@ -44,8 +47,6 @@ from ridgescope.train.errors import UserError
 
 ROUTES = ("spectrum", "resolvent", "left_out", "loo", "ratio", "modes")
 DATA, GAUSSIAN, ELLIPTICAL = "data", "Gaussian control", "elliptical control"
-# Eigenvalues within this factor of the rounding error support no resolvent at their own size.
-SAFETY = 10.0
 
 Row = dict[str, Any]
 
@@ -76,10 +77,10 @@ def audit_kernel(
 ) -> KernelAudit:
     """Audit a kernel on ``gram`` (m, m) and centred ``targets`` (m, c); ridges are in units of the kernel.
 
-    ``precision`` is the type that the kernel was computed in: a ridge below ten times its rounding error, or below ten
-    times the most negative eigenvalue, is left undetermined. ``name`` becomes the model's name, ``label`` the data's.
-    One eigendecomposition of m points for each of the three pools and one of P for each training set; memory 6 m^2
-    numbers. ``advance`` is called after each training set.
+    ``precision`` is the type that the kernel was computed in: a ridge that the certificate of a training set's kernel
+    refuses is left undetermined, with the reason in the column of that name. ``name`` becomes the model's name,
+    ``label`` the data's. One eigendecomposition of m points for each of the three pools and one of P for each training
+    set; memory 6 m^2 numbers. ``advance`` is called after each training set.
 
     Raises ``UserError`` for sizes that do not fit, fewer than three draws, ridges that are not positive, or targets
     that do not vary; ``ValueError`` for a matrix that is no kernel.
@@ -94,15 +95,15 @@ def audit_kernel(
             worlds.append((control, pool_estimator(other, labels), other, labels, torch.float64))
     orders = [torch.randperm(len(gram), generator=generator) for _ in range(num_draws)]
     rows: list[Row] = []
-    floors: dict[tuple[str, int, float], float] = {}
     for model, estimator, kernel, labels, dtype in worlds:
         for size in sizes:
             theory = [_predict(estimator, size, ridge) for ridge in ridges]
             for draw, order in enumerate(orders):
                 identity = _identity(model, label, size, draw, len(kernel))
-                rows += _training_set(kernel, labels, order, size, ridges, theory, estimator, dtype, identity, floors)
+                rows += _training_set(kernel, labels, order, size, ridges, theory, estimator, dtype, identity)
                 advance()
-    return KernelAudit(pd.DataFrame(rows), pool, [_note(*place, floor) for place, floor in floors.items()])
+    table = pd.DataFrame(rows)
+    return KernelAudit(table, pool, _notes(table))
 
 
 def _check(gram: Tensor, targets: Tensor, sizes: Sequence[int], ridges: Sequence[float], num_draws: int) -> None:
@@ -120,17 +121,24 @@ def _check(gram: Tensor, targets: Tensor, sizes: Sequence[int], ridges: Sequence
         raise UserError("the targets do not vary over the points, so there is no risk to explain; check the labels")
 
 
-def _predict(pool: PoolEstimator, size: int, ridge: float) -> "_Theory | None":
+def _predict(pool: PoolEstimator, size: int, ridge: float) -> "_Theory | str":
+    """The pool's prediction, or the reason why it has none."""
     try:
         prediction = pool.predict(size, ridge)
         # leave-one-out trains on one point less, with the same ridge added to the Gram matrix
         shorter = pool.predict(size - 1, ridge * size / (size - 1)).test
         uneven = uneven_kappa(pool, num_samples=size, ridge=ridge)
-    except ValueError:  # a ridge below the rounding error of the pool
-        return None
+    except ValueError as error:
+        return str(error)
     se, bias = pool_kappa_errors(pool, prediction, size)
+    known = math.exp(-bias)
     return _Theory(
-        prediction, prediction.kappa2 * math.exp(-bias), se, shorter / prediction.test, uneven.modes, uneven.resolvent
+        prediction,
+        prediction.kappa2 * known,
+        se,
+        shorter / prediction.test,
+        uneven.modes * known,
+        uneven.resolvent * known,
     )
 
 
@@ -159,39 +167,42 @@ def _training_set(
     order: Tensor,
     size: int,
     ridges: Sequence[float],
-    theory: Sequence["_Theory | None"],
+    theory: Sequence["_Theory | str"],
     pool: PoolEstimator,
     dtype: torch.dtype,
     identity: Row,
-    floors: dict[tuple[str, int, float], float],
 ) -> list[Row]:
     train, rest = order[:size], order[size:]
-    values, vectors = torch.linalg.eigh(kernel[train][:, train] / size)
-    floor = max(-float(values[0]), torch.finfo(dtype).eps * float(values[-1]))
-    fit = _Fit(values.clamp_min(0), vectors, kernel[rest][:, train], labels[train], labels[rest], rest)
+    resolvents = Resolvents(kernel[train][:, train] / size, with_eigenvalues=True, precision=dtype)
+    fit = _Fit(resolvents, kernel[rest][:, train], labels[train], labels[rest], rest)
     rows = []
     for ridge, known in zip(ridges, theory, strict=True):
-        row = identity | {"ridge": ridge}
-        if known is None or ridge < SAFETY * floor:
-            place = identity["model"], size, ridge
-            floors[place] = max(floors.get(place, 0.0), floor)
-            rows.append(row | dict.fromkeys(_MEASURED, math.nan))
-        else:
-            rows.append(row | _measure(fit, ridge, known, pool))
+        try:
+            measured = _measure(fit, resolvents.at(ridge), _known(known), pool)
+        except ValueError as error:
+            measured = dict.fromkeys(_MEASURED, math.nan) | {"undetermined": str(error)}
+        rows.append(identity | {"ridge": ridge} | measured)
     return rows
 
 
-def _note(model: str, size: int, ridge: float, floor: float) -> str:
-    return (
-        f"{model}: ridge={ridge:g} at P={size} is undetermined, for the kernel's eigenvalues are exact to {floor:.1e} "
-        f"only, or its pool lacks the rank; use a ridge above {SAFETY * floor:.1e}"
-    )
+def _known(theory: "_Theory | str") -> "_Theory":
+    if isinstance(theory, str):
+        raise ValueError(theory)
+    return theory
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    """One line for each pool, P and ridge that has no numbers on some training set."""
+    missing = table[table["undetermined"] != ""].drop_duplicates(["model", "P", "ridge"])
+    return [
+        f"{row['model']}: ridge={row['ridge']:g} at P={row['P']} is undetermined: {row['undetermined']}"
+        for row in missing.to_dict("records")
+    ]
 
 
 @dataclass(frozen=True)
 class _Fit:
-    values: Tensor
-    vectors: Tensor
+    resolvents: Resolvents
     cross: Tensor
     train: Tensor
     test: Tensor
@@ -205,29 +216,27 @@ _MEASURED = (
 )  # fmt: skip
 
 
-def _measure(fit: _Fit, ridge: float, theory: _Theory, pool: PoolEstimator) -> Row:
-    p = len(fit.values)
-    inverse = 1 / (fit.values + ridge)
-    diagonal = fit.vectors.square() @ inverse  # R_mumu
-    solution = fit.vectors @ (inverse[:, None] * (fit.vectors.T @ fit.train))  # R y
+def _measure(fit: _Fit, at: Resolvent, theory: _Theory, pool: PoolEstimator) -> Row:
+    p, ridge = len(fit.train), at.ridge
+    diagonal, solution = at.blocks()[:, 0, 0], at.times(fit.train)  # R_mumu, R y
     predictions = fit.cross @ solution / p
     errors = (predictions - fit.test).square().sum(1)
     test, train = float(errors.mean()), ridge**2 * float(solution.square().sum()) / p
-    resolvent = resolvent_estimate(fit.values, ridge=ridge)
+    assert fit.resolvents.eigenvalues is not None
+    resolvent = resolvent_estimate(fit.resolvents.eigenvalues.clamp_min(0), ridge=ridge)
     left_out = left_out_estimate(diagonal, ridge=ridge, gamma=resolvent.gamma, kappa=resolvent.kappa_corrected)
     outputs = independent_outputs(predictions - fit.test)
     ratio = kappa_from_risks(
         test, train, ridge, num_samples=p, gamma=resolvent.gamma, test_squared_errors=errors, outputs=outputs
     )
-    loo, loo_log, loo_se = _left_out_risk(solution, diagonal)
+    loo = left_out_risk(
+        solution, diagonal, kappa=resolvent.kappa_corrected, se_log=resolvent.se_log, shorter=theory.shorter
+    )
     routes = {
         "spectrum": (theory.kappa, theory.se_log),
         "resolvent": (resolvent.kappa_corrected, resolvent.se_log),
         "left_out": (left_out.kappa, math.hypot(resolvent.se_log, left_out.excess_se)),
-        "loo": (
-            resolvent.kappa_corrected * math.exp(loo_log) / math.sqrt(theory.shorter),
-            math.hypot(resolvent.se_log, loo_se),
-        ),
+        "loo": (loo.kappa, loo.se_log),
         "ratio": (ratio.kappa, ratio.se_log),
         "modes": _modes(fit, predictions, theory, pool, resolvent.gamma),
     }
@@ -240,26 +249,15 @@ def _measure(fit: _Fit, ridge: float, theory: _Theory, pool: PoolEstimator) -> R
         "risk_test": test,
         "risk_train": train,
         "risk_theory": theory.prediction.test,
-        "risk_loo": loo,
+        "risk_loo": loo.risk,
         "risk_gcv": (resolvent.kappa / ridge) ** 2 * train,
         "excess_log": left_out.excess_log,
         "excess_se_log": left_out.excess_se,
         "unevenness": left_out.unevenness,
         "unevenness_gaussian": left_out.gaussian,
         "repeated": left_out.repeated,
+        "undetermined": "",
     }
-
-
-def _left_out_risk(solution: Tensor, diagonal: Tensor) -> tuple[float, float, float]:
-    """Leave-one-out risk, log of the square root of its ratio to GCV, and the standard error of that.
-
-    The ratio is of means over samples, so each sample has an influence on its logarithm: their scatter is the error.
-    """
-    power, weight = solution.square().sum(1), 1 / diagonal.square()
-    loo, mean, trace = float((power * weight).mean()), float(power.mean()), float(diagonal.mean())
-    influence = power * weight / loo - power / mean + 2 * (diagonal / trace - 1)
-    se = float(influence.std()) / math.sqrt(len(power))
-    return loo, 0.5 * math.log(loo * trace**2 / mean), 0.5 * se
 
 
 def _modes(fit: _Fit, predictions: Tensor, theory: _Theory, pool: PoolEstimator, gamma: float) -> tuple[float, float]:
@@ -272,7 +270,7 @@ def _modes(fit: _Fit, predictions: Tensor, theory: _Theory, pool: PoolEstimator,
             fit.rest,
             pool,
             num_modes=leading_modes(pool, theory.kappa),
-            num_samples=len(fit.values),
+            num_samples=len(fit.train),
             gamma=gamma,
             start=start,
         )

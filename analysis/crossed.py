@@ -91,16 +91,19 @@ class CrossRisks:
         """bias (with noise), data and initialisation variance, interaction, and the risk they add up to."""
         return {name: self.estimate(combination) for name, combination in TERMS.items()}
 
-    def networks_for(self, precision: int | float, most: int = 64) -> tuple[int, int] | None:
-        """The design (seeds, draws) of fewest networks whose terms all have a standard error below ``precision`` times
-        the risk; None where ``most`` seeds and draws do not reach it, as where the test points are too few.
+    def networks_for(
+        self, precision: int | float, combinations: Sequence[Combination] | None = None, most: int = 64
+    ) -> tuple[int, int] | None:
+        """The design (seeds, draws) of fewest networks whose ``combinations`` (by default all terms) have a standard
+        error below ``precision`` times the risk; None where ``most`` seeds and draws do not reach it, as where the test
+        points are too few.
 
         From the variances that were seen, so it is itself uncertain by a factor of about 1.5 for eight seeds and draws.
         """
         if not precision > 0:
             raise ValueError(f"precision={precision:g} is a share of the risk; pass a positive one, e.g. 0.01")
         allowed = (precision * float(self.values[0])) ** 2
-        parts = [term.parts for term in self.terms().values()]
+        parts = [self.estimate(one).parts for one in combinations or list(TERMS.values())]
         best: tuple[int, int] | None = None
         for seeds in range(3, most + 1):
             for draws in range(3, most + 1):

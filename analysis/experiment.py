@@ -38,7 +38,7 @@ from ridgescope.train.progress import progress, say
 
 ARCHITECTURE = ("data", "model", "depth", "activation", "parameterisation")
 SPECTRUM_COLUMNS = (*ARCHITECTURE, "kernel", "index", "eigenvalue", "target_power")
-MEASUREMENT = 3  # version of a measurement's columns; another one is measured again
+MEASUREMENT = 4  # version of a measurement's columns; another one is measured again
 
 
 @dataclass(frozen=True)

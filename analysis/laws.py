@@ -6,6 +6,7 @@ layers, or one convolution. Where there is no law the values are missing, and th
 
     block_test, block_bias, block_variance, block_train, block_kappa1     at the draw's training set, test points
     block_pool_test, block_pool_kappa1                                    averaged over training sets of P points
+    block_pool_same_seed, block_pool_same_draw, block_pool_neither        its other cross risks (docs/attribution.md)
     block_note, block_pool_note                                           why the numbers are missing, else ''
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from torch import nn
 
+from ridgescope.analysis.attribution import CROSS_COLUMNS, theory_cross_risks
 from ridgescope.analysis.finite_width import LawKernel, block_kernel, law_kernel, law_of
 from ridgescope.analysis.measure import Row
 from ridgescope.analysis.runs import Cell
@@ -24,7 +26,7 @@ from ridgescope.theory.blocks.fixed_point import Orders
 from ridgescope.train.data import PreparedData
 
 LAW_COLUMNS = (
-    "block_test", "block_bias", "block_variance", "block_train", "block_kappa1", "block_pool_test", "block_pool_kappa1",
+    "block_test", "block_bias", "block_variance", "block_train", "block_kappa1", *CROSS_COLUMNS, "block_pool_kappa1",
 )  # fmt: skip
 NOTES = ("block_note", "block_pool_note")
 
@@ -95,7 +97,7 @@ class BlockLaws:
         """Infinite width from the whole pool, times the factor by which the width changes it on its first points."""
         if estimator is None:
             return {"block_pool_note": "no infinite-width kernel for this architecture"}
-        chosen = slice(max(size, POOL_POINTS))
+        chosen, overlap = slice(max(size, POOL_POINTS)), size / estimator.size
         targets = data.pool_targets[chosen]
         try:
             kernel = block_kernel(network, data.pool_inputs[chosen])
@@ -109,8 +111,8 @@ class BlockLaws:
         except (ValueError, RuntimeError) as error:
             return {"block_pool_note": str(error)}
         self._keep(law.at_pool.orders, size, "pool", ridge)
-        return {
-            "block_pool_test": whole.test * law.test / limit.test,
+        at_width, at_limit, of_whole = (theory_cross_risks(one, overlap) for one in (law, limit, whole))
+        return dict(zip(CROSS_COLUMNS, (of_whole * at_width / at_limit).tolist(), strict=True)) | {
             "block_pool_kappa1": whole.kappa1 * law.kappa1 / limit.kappa1,
             "block_pool_note": "",
         }

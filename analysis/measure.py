@@ -30,6 +30,7 @@ from ridgescope.theory import (
     kernel_ridge_fit,
     pool_estimator,
     resolvent_estimate,
+    uneven_kappa,
 )
 from ridgescope.train.data import PreparedData
 
@@ -40,7 +41,8 @@ COLUMNS = (
     "krr_test", "krr_train", "kappa_entk", "entk_gcv", "entk_loo", "krr_trace_test", "kappa_trace",
     "kappa_entk_se_log", "trace_gcv", "trace_loo", "entk_condition", "final_condition", "infinite_condition",
     "infinite_test", "infinite_heldout", "infinite_train", "infinite_gcv", "infinite_loo", "nngp_test",
-    "kappa_infinite", "kappa_infinite_se_log", "theory_test", "theory_train", "theory_kappa", "theory_gcv_test",
+    "kappa_infinite", "kappa_infinite_se_log", "theory_test", "theory_train", "theory_kappa", "theory_kappa_uneven",
+    "theory_gcv_test",
     "krr_last_test", "inverse_width", "inverse_width_se", "effective_width", "network_test", "network_train",
     "network_accuracy", "kappa_risk", "kernel_movement", "kappa_final", "krr_final_test",
 )  # fmt: skip
@@ -56,6 +58,7 @@ class PoolKernels:
     nngp_test: Tensor
     estimator: PoolEstimator
     fits: dict[bytes, "_InfiniteFits"] = field(default_factory=dict, repr=False)  # shared by all widths and seeds
+    theories: dict[tuple[int, float], Row] = field(default_factory=dict, repr=False)  # shared by all training sets
 
 
 def pool_kernels(network: nn.Module, data: PreparedData) -> PoolKernels:
@@ -181,8 +184,10 @@ class _InfiniteFits:
         if ridge not in self._rows:
             row = _determined("infinite-width NTK", lambda: self._with_ntk(ridge))
             nngp = _determined("infinite-width NNGP", lambda: self._with_nngp(ridge))
-            theory = _theory(self._pool.estimator, len(self._index), ridge)
-            self._rows[ridge] = _joined(row, nngp) | theory
+            place = len(self._index), ridge
+            if place not in self._pool.theories:
+                self._pool.theories[place] = _theory(self._pool.estimator, *place)
+            self._rows[ridge] = _joined(row, nngp) | self._pool.theories[place]
         return self._rows[ridge]
 
     def _with_ntk(self, ridge: float) -> Row:
@@ -246,12 +251,15 @@ def _theory(estimator: PoolEstimator, size: int, ridge: float) -> Row:
         gcv = estimator.predict(size, ridge, form="gcv")
     except ValueError:
         return {}
-    return {
+    row = {
         "theory_test": loo.test,
         "theory_train": loo.train,
         "theory_kappa": loo.kappa1,
         "theory_gcv_test": gcv.test,
     }
+    with suppress(ValueError):  # points so uneven that no pool ridge serves
+        row["theory_kappa_uneven"] = uneven_kappa(estimator, num_samples=size, ridge=ridge).resolvent
+    return row
 
 
 def infinite_width(cell: Cell, data: PreparedData, pool: PoolKernels) -> list[Row]:

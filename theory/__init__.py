@@ -37,8 +37,10 @@ from ridgescope.theory.learnability import (
 )
 from ridgescope.theory.left_out import (
     LeftOutEstimate,
+    LeftOutRisk,
     UnevenKappa,
     left_out_estimate,
+    left_out_risk,
     uneven_kappa,
 )
 from ridgescope.theory.modes import (
@@ -47,6 +49,7 @@ from ridgescope.theory.modes import (
     kappa_from_modes,
 )
 from ridgescope.theory.pool import (
+    PairRisks,
     PoolEstimator,
     PoolPrediction,
     pool_estimator,
@@ -116,8 +119,10 @@ __all__ = [
     "KernelRidgeFit",
     "Learned",
     "LeftOutEstimate",
+    "LeftOutRisk",
     "ModeEstimate",
     "Nystrom",
+    "PairRisks",
     "Pool",
     "PoolEstimator",
     "PoolPrediction",
@@ -157,6 +162,7 @@ __all__ = [
     "leading_modes",
     "learned_modes",
     "left_out_estimate",
+    "left_out_risk",
     "log_kappa_errors",
     "nystrom",
     "optimal_ridge",

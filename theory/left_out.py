@@ -8,7 +8,8 @@ x_mu = r_mu z_mu and mean r^2 = 1, u_mu = r_mu^2 kappa df1/P, and two numbers th
     resolvent   1/kappa_res = mean 1/(lam + r^2 kappa df1/P)       what P/tr R measures, always smaller
 
 Since P kappa mean(u) = kappa df1 the first can be measured too: kappa = P mean(u)/df1, with df1 = P (1 - lam mean R).
-Derived in docs/theory/left_out.md.
+Derived in docs/theory/left_out.md. `left_out_risk` is the exact leave-one-out risk and the kappa in its ratio to the
+training risk.
 
 Symbols: P samples, K unnormalised Gram matrix, lam ridge, R = (K/P + lam)^-1, gamma = df2/P.
 """
@@ -79,6 +80,40 @@ def left_out_estimate(
         math.sqrt(expected),
         int((variance < 0.01 * variance.mean()).sum()),
     )
+
+
+@dataclass(frozen=True)
+class LeftOutRisk:
+    """The exact leave-one-out ``risk``, and ``kappa`` with the standard error of its logarithm."""
+
+    risk: float
+    kappa: float
+    se_log: float
+
+
+def left_out_risk(
+    solution: Float[Tensor, "p c"],
+    diagonal: Float[Tensor, " p"],
+    *,
+    kappa: Number,
+    se_log: Number = 0.0,
+    shorter: Number = 1.0,
+) -> LeftOutRisk:
+    """Leave-one-out from ``solution`` = R y (p, c) and ``diagonal``, the P entries R_mumu; risk summed over outputs.
+
+    kappa = lam sqrt(E_loo/E_train)/shorter, where ``shorter`` = E_test(P - 1)/E_test(P), at the same ridge P lam added
+    to the Gram matrix: a sample's error and its weight R_mumu covary, and by as much as one more sample lowers the risk
+    (derived in docs/theory/left_out.md). ``kappa`` is the resolvent's estimate that the ratio to GCV is applied to, for
+    instance the bias-corrected one, and ``se_log`` its error. O(P C).
+
+    The ratio is of means over samples, so each sample has an influence on its logarithm: their scatter is the error.
+    """
+    power, weight = solution.square().sum(1), 1 / diagonal.square()
+    risk, mean, trace = float((power * weight).mean()), float(power.mean()), float(diagonal.mean())
+    influence = power * weight / risk - power / mean + 2 * (diagonal / trace - 1)
+    own = 0.5 * float(influence.std()) / math.sqrt(len(power))
+    ratio = math.sqrt(risk * trace**2 / mean)  # of E_loo to GCV
+    return LeftOutRisk(risk, float(kappa) * ratio / float(shorter), math.hypot(float(se_log), own))
 
 
 @dataclass(frozen=True)

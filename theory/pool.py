@@ -21,8 +21,35 @@ from ridgescope.theory._checks import Number, as_float64, nonnegative
 from ridgescope.theory.solver import solve_kappa
 
 
+class PairRisks:
+    """What a pool's prediction says of pairs of predictors, from four of its numbers.
+
+    ``bias`` is b + s2, the squared error of the mean predictor at infinite data; ``limited`` b_F + s2, the risk of one
+    network's features there; ``gamma1`` and ``gamma2`` the fitted share of the variance of one network and of the mean.
+    """
+
+    bias: float
+    limited: float
+    gamma1: float
+    gamma2: float
+
+    def cross_risk(self, *, same_features: bool, overlap: Number) -> float:
+        """E (f - y)(f' - y) of two such predictors that share the features or not, and a share ``overlap`` of data.
+
+        (b_F + s2)/(1 - overlap gamma_1) with the same features, (b + s2)/(1 - overlap gamma_2) with independent
+        ones: only shared samples correlate the errors of fitting (the E-ensemble and B-bag laws at overlap 1 and 0).
+        Two sets of P points of a pool of M overlap by P/M. Derived in docs/attribution.md.
+
+        Raises ``ValueError`` for an overlap outside [0, 1].
+        """
+        if not 0 <= overlap <= 1:
+            raise ValueError(f"overlap={overlap:g} is a share of the training set; pass 0 <= overlap <= 1")
+        risk, gamma = (self.limited, self.gamma1) if same_features else (self.bias, self.gamma2)
+        return risk / (1 - overlap * gamma)
+
+
 @dataclass(frozen=True)
-class PoolPrediction:
+class PoolPrediction(PairRisks):
     """Predicted ridge regression on ``num_samples`` points of the pool (units: kernel, squared target).
 
     ``kappa1`` is what the training resolvent measures, ``kappa2`` the threshold of the modes (equal at
@@ -41,20 +68,6 @@ class PoolPrediction:
     bias: float
     limited: float
     pool_ridge: float
-
-    def cross_risk(self, *, same_features: bool, overlap: Number) -> float:
-        """E (f - y)(f' - y) of two such predictors that share the features or not, and a share ``overlap`` of data.
-
-        (b_F + s2)/(1 - overlap gamma_1) with the same features, (b + s2)/(1 - overlap gamma_2) with independent
-        ones: only shared samples correlate the errors of fitting (the E-ensemble and B-bag laws at overlap 1 and 0).
-        Two sets of P points of a pool of M overlap by P/M. Derived in docs/attribution.md.
-
-        Raises ``ValueError`` for an overlap outside [0, 1].
-        """
-        if not 0 <= overlap <= 1:
-            raise ValueError(f"overlap={overlap:g} is a share of the training set; pass 0 <= overlap <= 1")
-        risk, gamma = (self.limited, self.gamma1) if same_features else (self.bias, self.gamma2)
-        return risk / (1 - overlap * gamma)
 
 
 @dataclass(frozen=True)

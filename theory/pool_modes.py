@@ -1,13 +1,19 @@
 """kappa from the shrinkage of a pool's own modes, on the points that a training set left out.
 
 The population's modes are not known for a real kernel, the pool's are. Training on P of the M points acts on them
-like a pool ridge k, with lam = k (1-d1/P)/(1-d1/M), and on the M - P points left out
+like a pool ridge k, with lam = k (1-d1/P)/(1-d1/M), and on the T = M - P points left out
 
-    mean phi_i (y - f) = c_i kappa/(e_i + k),      kappa = k/(1 - d1(k)/M):
+    g_i = mean phi_i (y - f) = c_i kappa/(e_i + k) + noise,      kappa = k/(1 - d1(k)/M)
 
 residuals of the whole pool are those of ridge k, those of the training points are the fraction P lam/(M k) of them,
 and what is left belongs to the others. A mode far below k overshoots (1 - kappa/k < 0): the points left out know that
-the training points have used it. Derived in docs/theory/modes.md.
+the training points have used it. phi_i, c_i and e_i are exact, for they are of the pool: the only noise is which of its
+points were drawn. Adding x to the training set moves g_i by -(M/T - kappa/(e_i+k)) phi_i(x) (y - f)(x)/P, hence with
+U_i = kappa/(e_i+k), a_i = M/T - U_i and E the risk on the points left out
+
+    Cov(g_i, g_j) = (1 - P/M) a_i a_j [E delta_ij + U_i c_i U_j c_j/(1-gamma)]/P
+
+Derived in docs/theory/modes.md.
 
 Symbols: M pool points, P samples, T = M - P points left out, C outputs; e_i, v_i eigenpairs of K/M, phi_i = sqrt(M)
 v_i, c_ia = mean over the pool of phi_i y_a; d1 = sum e/(e+k), dh = sum e k/(e+k)^2, gamma = df2/P.
@@ -38,27 +44,29 @@ def kappa_from_pool_modes(
     """kappa from a predictor's outputs on the pool's points ``left_out`` (t,), all those that it was not trained on.
 
     Uses the ``num_modes`` leading modes: take those down to about a tenth of kappa, at most M/2. ``start`` is a guess
-    of the pool ridge. Outputs are weighted alike with the variance of their own residuals, and the errors' correlations
-    over outputs, modes that share points, and the common factor of the training set (docs/theory/modes.md) enter
-    ``se_log``. O(T C num_modes).
+    of the pool ridge. Outputs are weighted alike with the variance of their own residuals; the errors' correlations
+    over outputs and the common factor of the training set enter ``se_log``. O(T C num_modes).
 
     Raises ``ValueError`` where no mode bounds kappa, ``RuntimeError`` where the iteration does not settle.
     """
     m, e = pool.size, pool.eigenvalues
-    phi = math.sqrt(m) * pool.vectors[left_out][:, :num_modes]
-    c = (pool.projections[:num_modes] / math.sqrt(m)).flatten()
     t, outputs = labels.shape
-    first, second = phi.T @ predictions / t, phi.T @ labels / t
-    moments = [_spread(phi, u, w) for u, w in ((predictions, predictions), (predictions, labels), (labels, labels))]
-    residual = predictions - labels
+    phi = math.sqrt(m) * pool.vectors[left_out][:, :num_modes]
+    target = pool.projections[:num_modes] / math.sqrt(m)
+    c = target.flatten()
+    residual = labels - predictions
+    left = phi.T @ residual / t  # g
     errors = residual.T @ residual / t  # (c, c): E_ab
-    per_output = errors.diagonal().repeat(num_modes)
+    drawn = t / (m * num_samples)  # (1 - P/M)/P
+
+    def moved(learned: Tensor) -> Tensor:
+        """a: how far one more sample moves g, per unit of its mode and error."""
+        return m / t - 1 + learned.view(num_modes, outputs)
 
     def residuals(learned: Tensor) -> tuple[Tensor, Tensor]:
-        each = learned.view(num_modes, outputs)
-        over_points = moments[0] - 2 * each * moments[1] + each.square() * moments[2]
-        variance = learned.square() * per_output / num_samples + over_points.clamp_min(0).flatten() / t
-        return (first - each * second).flatten(), variance
+        missed = 1 - learned.view(num_modes, outputs)
+        variance = drawn * moved(learned).square() * errors.diagonal()
+        return (missed * target - left).flatten(), variance.flatten()
 
     def shrinkage(log_k: float) -> tuple[Tensor, Tensor]:
         missed, slope = _missed(e, m, math.exp(log_k))
@@ -67,22 +75,12 @@ def kappa_from_pool_modes(
 
     log_k, information = descend(residuals, c, shrinkage, math.log(start))
     learned, slope = shrinkage(log_k)
-    weight = (slope * c / residuals(learned)[1] / information).view(num_modes, outputs)
-    each = learned.view(num_modes, outputs)
-    data = float(((weight * each) @ errors * weight * each).sum()) / num_samples
-    mixed = weight.T @ (slope * c).view(num_modes, outputs)  # trace one; the training set's common factor
-    floor = float((mixed * mixed.T).sum()) / (num_samples * (1 - gamma))
-    combined = (predictions * (phi @ weight) - labels * (phi @ (weight * each))).sum(1)
-    se = math.sqrt(data + floor + float(combined.var()) / t)
-    found = with_profile(residuals, c, shrinkage, log_k, se, floor)
+    weight = (slope * c / residuals(learned)[1] / information).view(num_modes, outputs) * moved(learned)
+    data = drawn * float(((weight @ errors) * weight).sum())
+    mixed = weight.T @ ((1 - learned) * c).view(num_modes, outputs)  # the training set's common factor
+    floor = drawn * float((mixed * mixed.T).sum()) / (1 - gamma)
+    found = with_profile(residuals, c, shrinkage, log_k, math.sqrt(data + floor), floor)
     return _from_pool_ridge(found, e, m)
-
-
-def _spread(phi: Tensor, u: Tensor, w: Tensor) -> Tensor:
-    """Covariance over points of phi_i u_a and phi_i w_a, (modes, c)."""
-    t = len(phi)
-    mean = (phi.T @ u / t) * (phi.T @ w / t)
-    return (phi.square().T @ (u * w) / t - mean) * (t / (t - 1))
 
 
 def _missed(e: Tensor, m: int, k: float) -> tuple[Tensor, Tensor]:

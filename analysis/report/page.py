@@ -75,7 +75,8 @@ CELL_COLUMNS = (
     ("κ: network", "kappa_risk", True),
     ("kernel", "kappa_entk", True),
     ("infinite width", "kappa_infinite", True),
-    ("theory", "theory_kappa", False),
+    ("theory, uneven points", "theory_kappa_uneven", False),
+    ("theory, even points", "theory_kappa", False),
     ("theory, N_eff", "theory_width_kappa1", False),
     ("finite-width law", "block_kappa1", True),
     ("1/N_eff", "inverse_width", True),
@@ -219,6 +220,7 @@ def _attribution(table: pd.DataFrame | None, networks: pd.DataFrame, model: str)
                 "measured": number(row["measured"], 3),
                 "half": number((row["high"] - row["low"]) / 2, 2),
                 "predicted": number(row["predicted"], 3),
+                "width": number(row["predicted_width"], 3),
                 "deviation": percent(row["deviation"]),
                 "verdict": row["verdict"],
                 "mark": MARKS[row["verdict"]],
@@ -236,6 +238,7 @@ def _attribution(table: pd.DataFrame | None, networks: pd.DataFrame, model: str)
                 f"{first['seeds']:.0f} seeds x {first['draws']:.0f} draws, {first['excluded']:.0f} networks left out"
             )
             facts += f"; for errors of 1 % of the risk: {first['needed']}"
+            facts += f"; theory: {first['theory']}" if first["theory"] else ""
         blocks.append({"title": title, "facts": facts, "terms": terms if len(terms) > 1 else []})
     return blocks
 

@@ -83,6 +83,7 @@ def planted_networks(
                                 "theory_test": risk,
                                 "theory_train": risk * (ridge / kappa) ** 2,
                                 "theory_kappa": kappa,
+                                "theory_kappa_uneven": kappa,
                                 "theory_gcv_test": risk,
                                 "theory_width_test": risk * (1 + width_excess * 16 / width),
                                 "theory_width_kappa1": kappa_1,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ridgescope.analysis.attribution import attribute, attribute_cell, theory_cross_risks
+from ridgescope.analysis.attribution import attribute, attribute_cell, quantities, theory_cross_risks
 from ridgescope.analysis.crossed import TERMS, bag, cross_risks, ensemble
 from ridgescope.theory import Features, Samples, pool_estimator, power_law, power_law_target, risks
 
@@ -95,6 +95,26 @@ class TestCrossed:
         coarser = found.networks_for(0.2)
         assert coarser[0] * coarser[1] <= seeds * draws
         assert found.networks_for(1e-5) is None
+        alone = found.networks_for(0.04, [TERMS["interaction"]])  # one term alone needs no more than all
+        assert alone[0] * alone[1] <= seeds * draws
+
+    def test_too_few_seeds_decide_nothing_and_say_how_many_would(self):
+        exact = torch.tensor([0.75, 0.4, 0.5, 0.3], dtype=torch.float64)
+        for tolerance in (0.001, 0.06):  # of the first no number of seeds is enough on 2000 test points
+            r, seeds, draws = two_way(5, 3, 3, points=2000)
+            found = cross_risks(r, seeds, draws, generator=torch.Generator().manual_seed(0))
+            rows = attribute(r, seeds, draws, predicted=exact, tolerance=tolerance)
+            open_rows = [row for row in rows if row["verdict"] == "undetermined"]
+            assert open_rows
+            for row in open_rows:
+                combination = quantities(3, 3)[row["term"]]
+                share = tolerance * row["predicted"] / 2 / float(found.values[0])
+                design = found.networks_for(share, [combination])
+                wanted = "more test points" if design is None else f"{design[0]} seeds x {design[1]} draws"
+                assert row["note"] == f"the interval crosses the tolerance; {wanted} would decide"
+            assert tolerance > 0.01 or {row["note"] for row in open_rows} == {
+                "the interval crosses the tolerance; more test points would decide"
+            }
 
     @pytest.mark.parametrize(
         ("seeds", "draws", "message"),

@@ -92,18 +92,23 @@ def test_the_joint_test_is_hotellings() -> None:
     assert joint_test(rows[:5]).note == "5 draws; 4 differences need 6"
 
 
-def test_a_ridge_below_the_kernels_precision_is_undetermined_and_never_a_number() -> None:
+def test_a_ridge_that_the_certificate_refuses_is_undetermined_and_never_a_number() -> None:
     gram, targets = digits_kernel(100)
+    index = torch.cat([torch.arange(70), torch.arange(30)])  # copies: the smallest eigenvalue is the ridge
     single = audit_kernel(
-        gram.float().double(), targets, sizes=[40], ridges=[1e-2, 1e-8], num_draws=3, controls=False,
-        precision=torch.float32,
+        gram.float().double()[index][:, index], targets[index], sizes=[60], ridges=[1e-2, 1e-8], num_draws=3,
+        controls=False, precision=torch.float32,
     )  # fmt: skip
     small = single.table[single.table["ridge"] == 1e-8]
     assert bool(small[[f"kappa_{route}" for route in ROUTES]].isna().all(axis=None))
     assert bool(single.table[single.table["ridge"] == 1e-2]["kappa_resolvent"].notna().all())
     (note,) = single.notes
-    assert "ridge=1e-08 at P=40 is undetermined" in note
-    assert "use a ridge above" in note
+    assert note.startswith(
+        "data: ridge=1e-08 at P=60 is undetermined: the kernel cannot carry ridge=1e-08: float32 knows"
+    )
+    verdicts = evaluate(small, packaged_claims("audit"))
+    assert set(verdicts["verdict"]) == {"undetermined"}
+    assert all("cannot carry ridge=1e-08" in words for words in verdicts["explanation"])
 
 
 def test_bad_input_is_one_line() -> None:

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from ridgescope.analysis.attribution import CROSS_COLUMNS, attribute
+from ridgescope.analysis.crossed import TERMS
 from ridgescope.analysis.finite_width import finite_width_law
 from ridgescope.analysis.laws import LAW_COLUMNS, BlockLaws
 from ridgescope.analysis.runs import Cell
-from ridgescope.models import infinite_ntk
-from ridgescope.theory import pool_estimator
+from ridgescope.models import MLP, empirical_ntk, infinite_ntk
+from ridgescope.theory import kernel_ridge, pool_estimator
 from ridgescope.train.data import prepare_data
 
 P, RIDGES = 30, [1e-1, 1e-2]
@@ -91,3 +94,24 @@ def test_a_ridgeless_cell_has_no_law(data, estimator):
     table = BlockLaws().of_cell(ridgeless, data, estimator)
     assert table["block_test"].isna().all()
     assert table["block_note"].str.contains("ridge").all()
+
+
+def test_every_term_of_the_risk_is_the_laws(data, estimator):
+    """Kernels of 8 networks of 16 neurons, each on 8 training sets; the law knows neither."""
+    table = BlockLaws().of_cell(cell(16), data, estimator).set_index(["ridge", "draw"])
+    pool, test = data.pool_inputs, data.test_inputs
+    residuals, seeds, draws = [], [], []
+    for seed in range(8):
+        network = MLP(data.in_shape, 1, width=16, depth=1, generator=torch.Generator().manual_seed(seed))
+        gram = empirical_ntk(network, None, torch.cat([pool, test]), form="trace") / network.kernel_scale
+        for draw, train in enumerate(data.splits.train):
+            fit = kernel_ridge(gram[train][:, train], data.pool_targets[train], 1e-2)
+            residuals.append(gram[len(pool) :][:, train] @ fit.dual - data.test_targets)
+            seeds.append(seed)
+            draws.append(draw)
+    law = torch.tensor(table.loc[(1e-2, 0), list(CROSS_COLUMNS)].to_numpy("float64"))
+    rows = {row["term"]: row for row in attribute(torch.stack(residuals), seeds, draws, predicted=law)}
+    for term in TERMS:
+        assert abs(rows[term]["z"]) < 2.5 or abs(rows[term]["deviation"]) < 0.15, rows[term]
+    of_width = rows["initialisation variance"]["predicted"] + rows["interaction"]["predicted"]
+    assert of_width > 0.15 * rows["risk"]["predicted"]  # or finite width would not matter

@@ -37,8 +37,11 @@ def test_rank_one_blocks_are_the_scalar_pool_estimator(pool, size, width):
         "kappa1",
         "df1",
         "gamma1",
+        "gamma2",
         "test",
         "train",
+        "limited",
+        "bias",
     ):
         assert getattr(law, name) == pytest.approx(getattr(scalar, name), rel=1e-9), name
 
@@ -49,6 +52,9 @@ def test_infinite_width_is_the_pool_estimator_with_leave_one_out(pool):
     scalar = pool_estimator(gram, y).predict(50, 1e-3)
     law = block_pool_law(kernel, y, num_samples=50, ridge=1e-3, width=math.inf)
     assert law.test == pytest.approx(scalar.test, rel=1e-8)
+    assert law.cross_risk(same_features=False, overlap=0.3) == pytest.approx(
+        scalar.cross_risk(same_features=True, overlap=0.3), rel=1e-8
+    )
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
 from ridgescope.theory.blocks.pool import BlockPoolPrediction, block_pool_law
 from ridgescope.theory.blocks.sampled import SampledFamily, SampledKernel, sampled_law
 from ridgescope.theory.blocks.scales import Scales, fixed_scale, squared_readout
+from ridgescope.theory.blocks.shared import SharedNetwork, shared_network
 
 __all__ = [
     "BlockFamily",
@@ -25,6 +26,7 @@ __all__ = [
     "SampledFamily",
     "SampledKernel",
     "Scales",
+    "SharedNetwork",
     "activation_family",
     "block_law",
     "block_pool_law",
@@ -33,5 +35,6 @@ __all__ = [
     "gradient_family",
     "point_kernel",
     "sampled_law",
+    "shared_network",
     "squared_readout",
 ]

@@ -63,8 +63,8 @@ class BlockPrediction:
     infinite-width kernel has as many degrees of freedom, lam renormalised by the features alone (lam at N = inf).
     ``df1 = P (1 - lam/kappa1)`` per output, ``gamma1 = 1 - 1/(dkappa1/dlam)`` as estimated from ``tr G^2``, and
     ``df2 = P gamma1``. ``predictor`` (T, C) is the mean over networks. Risks are summed over outputs:
-    ``test = test_bias + test_variance`` (squared error of the mean predictor; variance over networks), and train
-    alike; nan without evaluation targets. ``test_points`` and ``variance_points`` (T,) are per point.
+    ``test = test_bias + test_variance`` (squared error of the mean predictor; variance over networks), train and the
+    leave-one-out risk alike; nan without evaluation targets. ``test_points``, ``variance_points`` (T,) are per point.
     ``dkappa1_dridge`` is a derivative at fixed P.
     """
 
@@ -82,6 +82,7 @@ class BlockPrediction:
     train_variance: Float64[Tensor, ""]
     gcv: Float64[Tensor, ""]
     loo: Float64[Tensor, ""]
+    loo_bias: Float64[Tensor, ""]
     predictor: Float64[Tensor, "t c"]
     test_points: Float64[Tensor, " t"]
     variance_points: Float64[Tensor, " t"]
@@ -232,7 +233,7 @@ def assembled(
     train_bias = (share * (scale[:, None] * alpha).square().sum(1)).sum()
     train_variance = (share * scale.square() * spread).sum()
     train = train_bias + train_variance
-    left_out = (alpha.square().sum(1) + spread) / inverse.diagonal().square()
+    left_out = share / inverse.diagonal().square()
     if eval_targets is None:
         error = torch.full((len(predictor),), torch.nan, dtype=torch.float64)
     else:
@@ -251,7 +252,8 @@ def assembled(
         train_bias=train_bias,
         train_variance=train_variance,
         gcv=(kappa1 / ridge) ** 2 * train,
-        loo=(share * left_out).sum(),
+        loo=(left_out * (alpha.square().sum(1) + spread)).sum(),
+        loo_bias=(left_out * alpha.square().sum(1)).sum(),
         predictor=predictor,
         test_points=error + variance,
         variance_points=variance,

@@ -10,6 +10,9 @@ and, since kappa_1 belongs to data and networks at any P, ``lam = kappa_1 (1 - d
 
     E_test = G(k) (1 - gamma_M)/(1 - gamma_P),      gamma_P = gamma_M M/P.
 
+The mean over networks is itself regression, with the deterministic kernel K_eff of the law, so the same two lines with
+its own leave-one-out risk and its own gamma_2 give the risk of the mean predictor, and with it the terms of the risk.
+
 Letters: M pool points, P training points, lam ridge, N width.
 """
 
@@ -24,14 +27,17 @@ from torch import Tensor
 from ridgescope.theory._checks import Number
 from ridgescope.theory.blocks.fixed_point import Orders
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_kappa, block_law
+from ridgescope.theory.pool import PairRisks
 
 TOLERANCE = 1e-11  # relative accuracy of the solved ridge, as good as the law's own fixed point
 
 
 @dataclass(frozen=True)
-class BlockPoolPrediction:
+class BlockPoolPrediction(PairRisks):
     """Means over networks of width N and training sets of P points: kappa_1, df1, gamma_1, risks over outputs.
 
+    ``limited`` is the risk at infinite data of single networks, ``bias`` that of their mean predictor, which is fitted
+    with ``gamma2``; `cross_risk` combines them.
     ``kappa_features`` is the ridge at which the infinite-width kernel has df1 on the *pool*, not on P points.
     ``at_pool`` is the law at the pool ridge, whose ``orders`` warm-start the next prediction.
     """
@@ -40,8 +46,11 @@ class BlockPoolPrediction:
     kappa_features: float
     df1: float
     gamma1: float
+    gamma2: float
     test: float
     train: float
+    limited: float
+    bias: float
     pool_ridge: float
     at_pool: BlockPrediction
 
@@ -71,20 +80,30 @@ def block_pool_law(
         raise ValueError(f"ridge={ridge:g} must be finite and > 0; pass the lam of the loss")
     k, orders = _pool_ridge(pool, num_samples / size, float(width), float(ridge), start)
     law = block_law(pool, targets, width=width, ridge=k, start=orders)
-    gamma_pool = float(law.gamma1)
-    gamma = gamma_pool * size / num_samples
+    gamma1, gamma2 = float(law.gamma1), _gamma_of_mean(law)
     risk = float(law.loo if form == "loo" else law.gcv)
-    test = risk * (1 - gamma_pool) / (1 - gamma)
+    of_mean = float(law.loo_bias) if form == "loo" else risk * float(law.train_bias / law.train)
+    limited, bias = risk * (1 - gamma1), of_mean * (1 - gamma2)
+    test = limited / (1 - gamma1 * size / num_samples)
     return BlockPoolPrediction(
         kappa1=float(law.kappa1),
         kappa_features=float(law.kappa_features),
         df1=float(law.df1),
-        gamma1=gamma,
+        gamma1=gamma1 * size / num_samples,
+        gamma2=gamma2 * size / num_samples,
         test=test,
         train=(float(ridge) / float(law.kappa1)) ** 2 * test,
+        limited=limited,
+        bias=bias,
         pool_ridge=k,
         at_pool=law,
     )
+
+
+def _gamma_of_mean(law: BlockPrediction) -> float:
+    """gamma_2 of the pool: 1 - (tr G)^2/(M tr G^2), as of a kernel that does not fluctuate."""
+    resolvent = law.resolvent
+    return 1 - float(resolvent.trace().square() / (len(resolvent) * resolvent.square().sum()))
 
 
 def _pool_ridge(
