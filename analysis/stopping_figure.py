@@ -11,7 +11,7 @@ PANELS = 4  # widths in one figure
 
 
 def stopping_figure(table: pd.DataFrame) -> Figure:
-    """Columns: widths. Above: test risk against time; below: the acting ridge. ``table``: of one model and one P."""
+    """Columns: widths. Above: test risk against time; below: the acting ridge times t. ``table``: of one model and one P."""
     networks, infinite = table[table["who"] == "network"], table[table["who"] == "infinite"]
     widths = values(networks["width"])
     widths = widths if len(widths) <= PANELS else [widths[0], *widths[-PANELS + 1 :]]
@@ -25,9 +25,8 @@ def stopping_figure(table: pd.DataFrame) -> Figure:
             above.set_title(f"width {width:g}")
             below.set_xlabel("time t of the flow")
         grid[0, 0].set_ylabel("test risk")
-        grid[1, 0].set_ylabel("ridge that it acts like")
+        grid[1, 0].set_ylabel("ridge that it acts like, times t")
         few_log_ticks(grid[1, 0].xaxis)
-        few_log_ticks(grid[1, 0].yaxis)
         handles = [artist for axes in grid[:, 0] for artist in axes.get_legend_handles_labels()[0]]
         labels = [label for axes in grid[:, 0] for label in axes.get_legend_handles_labels()[1]]
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -45,10 +44,13 @@ def _risks(axes: Axes, cell: pd.DataFrame, infinite: pd.DataFrame) -> None:
 
 
 def _ridges(axes: Axes, cell: pd.DataFrame) -> None:
-    axes.plot(cell["time"], 1 / cell["time"], color="#555555", ls="--", lw=1, label="1/t")
-    axes.plot(cell["time"], cell["flow_ridge"], color=BLUE, ls=":", label="nearest to the flow's filter")
-    points(axes, cell, "time", "acting_ridge", color=GREEN, fmt="s", mfc="none", label="by the training risk")
-    axes.set(xscale="log", yscale="log")
+    axes.axhline(1, color="#555555", ls="--", lw=1, label="λ = 1/t")
+    axes.plot(
+        cell["time"], cell["flow_ridge"] * cell["time"], color=BLUE, ls=":", label="λ nearest to the flow's filter"
+    )
+    acting = cell.assign(scaled=cell["acting_ridge"] * cell["time"])
+    points(axes, acting, "time", "scaled", color=GREEN, fmt="s", mfc="none", label="λ by the training risk")
+    axes.set(xscale="log", ylim=(0, None))
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ TRAIN = (
     "optimiser=sgd",
     "optimiser.momentum=0",
     "optimiser.learning_rate=0.05",
-    "max_steps=600",
+    "max_steps=300",
     "measure_per_decade=3",
 )
 
@@ -34,14 +34,14 @@ TRAIN = (
 @pytest.mark.slow
 def test_a_sweep_with_trajectories_reports_flow_and_ridge(call: Callable, tmp_path) -> None:
     common = f"common='{' '.join(TRAIN)}'"
-    lines = "alpha=10 model.width=8,32", "alpha=10 model.width=32 linearised=true", "alpha=0.05 model.width=32"
+    lines = "alpha=10 model.width=32", "alpha=10 model.width=32 linearised=true", "alpha=0.05 model.width=32"
     sweeps = f"sweeps=[{','.join(repr(line) for line in lines)}]"
     status, _, err = call("validate", "name=stop", common, sweeps, "infinite_draws=8", "logging.wandb=disabled")
     assert status in (None, 0), err
     report = tmp_path / "runs" / "stop" / "report"
     table = pd.read_parquet(report / "stopping.parquet")
     networks = table[(table["who"] == "network") & (table["time"] > 0)]
-    assert len(networks) == 4 * 3 * networks["step"].nunique()
+    assert len(networks) == 3 * 3 * networks["step"].nunique()
     off = (
         (networks["network_test"] / networks["flow_test"] - 1)
         .abs()
@@ -50,7 +50,7 @@ def test_a_sweep_with_trajectories_reports_flow_and_ridge(call: Callable, tmp_pa
     )
     # linearised networks differ by the length of their steps alone
     assert off["linearised mlp", 10.0] < 0.02
-    assert off["mlp", 0.05] > 0.1
+    assert off["mlp", 0.05] > 3 * max(off["linearised mlp", 10.0], off["mlp", 10.0])
     infinite = table[table["who"] == "infinite"]
     ratio = infinite.groupby("step")["infinite_flow_test"].mean() / infinite.groupby("step")["theory_flow_test"].mean()
     assert ratio.to_numpy() == pytest.approx(1, abs=0.15)  # 16 samples, 8 draws
