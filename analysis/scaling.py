@@ -67,7 +67,7 @@ def _in_size(mine: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _size_slope(curve: pd.DataFrame, column: str, theory: str, factors: Sequence[str]) -> dict[str, Any] | None:
-    kept = curve.dropna(subset=[column])
+    kept = curve.dropna(subset=[column]) if column in curve else curve[:0]
     sizes = np.sort(kept["P"].unique()).astype(np.float64)
     if len(sizes) < LEAST:
         return None

@@ -4,7 +4,7 @@
 
 Digits, one-hot targets, MLP with one hidden layer (GELU, NTK parameterisation): regression with each network's own full
 tangent kernel and with its last layer's kernel, beside the infinite-width kernel on the same training set and the
-finite-width law (on the first training set only: it costs most). Six networks, each with its own training set.
+finite-width law (on the first training sets only: it costs most). Eight networks, each with its own training set.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from ridgescope.train.data import PreparedData, prepare_data
 WIDTHS = (2, 4, 6, 8, 12, 16, 32, 64, 128)
 SIZES = (10, 20, 40, 80, 160)
 RIDGES = (1e-2, 1e-6)
-NETWORKS = 6
-LAWS = 1  # training sets at which the law is computed
+NETWORKS = 8
+LAWS = 2  # training sets at which the law is computed
 SETTING = {"data": "digits", "model": "mlp", "depth": 1, "activation": "gelu", "parameterisation": "ntk", "alpha": 1e3}
 
 
