@@ -11,7 +11,7 @@ PANELS = 4  # widths in one figure
 
 
 def stopping_figure(table: pd.DataFrame) -> Figure:
-    """Columns: widths. Above: test risk against time; below: acting ridge times t. ``table``: of one model and one P."""
+    """Columns: widths. Above: test risk along time; below: acting ridge times t. ``table``: of one model and one P."""
     networks, infinite = table[table["who"] == "network"], table[table["who"] == "infinite"]
     widths = values(networks["width"])
     widths = widths if len(widths) <= PANELS else [widths[0], *widths[-PANELS + 1 :]]
