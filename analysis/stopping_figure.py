@@ -25,7 +25,7 @@ def stopping_figure(table: pd.DataFrame) -> Figure:
             above.set_title(f"width {width:g}")
             below.set_xlabel("time t of the flow")
         grid[0, 0].set_ylabel("test risk")
-        grid[1, 0].set_ylabel("ridge that it acts like, times t")
+        grid[1, 0].set_ylabel("acting ridge, times t")
         few_log_ticks(grid[1, 0].xaxis)
         handles = [artist for axes in grid[:, 0] for artist in axes.get_legend_handles_labels()[0]]
         labels = [label for axes in grid[:, 0] for label in axes.get_legend_handles_labels()[1]]
