@@ -31,7 +31,10 @@ def regime_map(networks: pd.DataFrame, *, tolerance: float = TOLERANCE, level: f
     ``networks`` as in ``verdict.evaluate``. Networks that did not reach their optimum are excluded and counted.
     """
     rows, tests = [], []
-    for place, cell in usable(networks).groupby(list(CELL), sort=True, dropna=False):
+    needed = (*CELL, "seed", "draw", "kernel_movement", "network_test", *SIDES.values())
+    networks = usable(networks)
+    networks = networks[[name for name in needed if name in networks]]
+    for place, cell in networks.groupby(list(CELL), sort=True, dropna=False):
         row = dict(zip(CELL, place, strict=True))
         trained = cell["network_test"].notna()
         row |= {"networks": int(trained.sum()), "excluded": int((~trained).sum())}

@@ -78,6 +78,7 @@ def test_a_sweep_with_trajectories_reports_flow_and_ridge(call: Callable, tmp_pa
     np.testing.assert_allclose(start["flow_test"], float(data.test_targets.square().sum(1).mean()), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_linearised_network_is_measured_as_it_was_trained(call: Callable, tmp_path) -> None:
     """At small alpha the network itself at those parameters is something else."""
     settings = (
