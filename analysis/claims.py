@@ -30,6 +30,7 @@ class Claim:
     factors: what independent repetitions differ in; kernels of infinite width know no initialisation seed.
     reason: column that says why a side is missing, where it is.
     infinite_width: judged on the table of infinite-width kernels, which has many more draws than any network.
+    along_training: judged on the table of measured times; nothing is said where no trajectory was measured.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Claim:
     factors: list[str] = field(default_factory=lambda: ["draw", "seed"])
     reason: str = "undetermined"
     infinite_width: bool = False
+    along_training: bool = False
 
 
 def claims_from(entries: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:

@@ -144,7 +144,7 @@ def equivalence(ratios: pd.DataFrame, factors: Sequence[str], confidence: float 
     relative = np.expm1(cell_mean)
     mean, rms = float(cell_mean.mean()), float(np.sqrt(np.mean(relative**2)))
     worst = float(relative[np.argmax(np.abs(relative))])
-    levels, note = _independent_levels(ratios, factors)
+    levels, note = independent_levels(ratios, factors)
     point = Equivalence(deviation=math.expm1(mean), rms=rms, worst=worst, cells=num_cells, note=note)
     clusters = [_Clusters.of(log_ratio - cell_mean[cell], cell, level) for level in levels]
     if not clusters or any(cluster.freedom < 1 for cluster in clusters):
@@ -216,7 +216,7 @@ def _codes(column: pd.Series) -> tuple[IntArray, int]:
     return codes.astype(np.int64), len(levels)
 
 
-def _independent_levels(ratios: pd.DataFrame, factors: Sequence[str]) -> tuple[list[IntArray], str]:
+def independent_levels(ratios: pd.DataFrame, factors: Sequence[str]) -> tuple[list[IntArray], str]:
     """Cluster labels of the factors that vary, the coarser one only where one is nested in the other."""
     coded = {factor: _codes(ratios[factor]) for factor in factors}
     single = [factor for factor, (_, levels) in coded.items() if levels < 2]

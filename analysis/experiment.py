@@ -4,6 +4,7 @@
 <experiment>/measurements/<cell>.parquet     one row per network; kept, so an interrupted analysis goes on
 <experiment>/measurements/<cell>.safetensors predictions on the test points, of crossed designs
 <experiment>/laws/<cell>.parquet             the finite-width law, one row per ridge and draw
+<experiment>/stopping/<cell>.parquet         gradient flow beside a trajectory, one row per network and measured time
 <experiment>/report/                  the page, figures and tables
 """
 
@@ -23,13 +24,23 @@ from ridgescope.analysis.measure import (
     COLUMNS,
     PoolKernels,
     Row,
+    architecture,
     identity,
     infinite_width,
+    linearised,
     measure_group,
     pool_kernels,
     theory_at_width,
 )
 from ridgescope.analysis.runs import Cell, finished_cells, load_cell
+from ridgescope.analysis.stopping import (
+    STOPPING,
+    FlowTheory,
+    has_flow,
+    infinite_flow_rows,
+    measured_times,
+    stopping_rows,
+)
 from ridgescope.models import KernelStore
 from ridgescope.train.data import PreparedData
 from ridgescope.train.errors import UserError
@@ -45,12 +56,14 @@ MEASUREMENT = 4  # version of a measurement's columns; another one is measured a
 class Tables:
     """``networks``: a row per trained network; ``infinite``: a row per draw, size and ridge of each infinite-width
     kernel; ``spectra``: eigenvalues and target power of each kernel's pool; ``attribution``: a row
-    per term, ridge and crossed cell; ``unfinished``: names of cells left out."""
+    per term, ridge and crossed cell; ``stopping``: a row per network and measured time of gradient flow (empty where
+    none was asked for); ``unfinished``: names of cells left out."""
 
     networks: pd.DataFrame
     infinite: pd.DataFrame
     spectra: pd.DataFrame
     attribution: pd.DataFrame
+    stopping: pd.DataFrame
     unfinished: list[str]
 
 
@@ -87,8 +100,35 @@ def project(experiment: Path, *, infinite_draws: int = 32, kernels: KernelStore 
         _concatenate(infinite),
         _concatenate(spectra, SPECTRUM_COLUMNS),
         _concatenate(attribution, ATTRIBUTION_COLUMNS),
+        _stopping(experiment, cells, architectures, infinite_draws, kernels),
         [path.name for path in unfinished],
     )
+
+
+def _stopping(
+    experiment: Path, cells: list[Cell], architectures: "_Architectures", num_draws: int, kernels: KernelStore | None
+) -> pd.DataFrame:
+    """Gradient flow beside every trajectory of it; the infinite-width kernel once for cells that differ in width."""
+    flowing = [cell for cell in cells if has_flow(cell)]
+    if not flowing:
+        return pd.DataFrame()
+    frames = []
+    with progress("early stopping", len(flowing)) as steps:
+        for cell in flowing:
+            path = experiment / "stopping" / f"{cell.name}.parquet"
+            if not _is_current(path, version=STOPPING):
+                _write(path, stopping_rows(cell, cell.data(), kernels), version=STOPPING)
+            frames.append(pd.read_parquet(path))
+            steps.advance()
+    of_networks = {cell.name: frame for cell, frame in zip(flowing, frames, strict=True)}
+    theories: dict[str, FlowTheory] = {}
+    for cell in _one_per_size(flowing):
+        pool = architectures.of(cell.name)
+        if pool is not None:
+            theory = theories.setdefault(architectures.of_run[cell.name], FlowTheory(pool))
+            times = measured_times(of_networks[cell.name])
+            frames.append(infinite_flow_rows(cell, cell.data(num_draws=num_draws), theory, times))
+    return _concatenate(frames)
 
 
 def _is_crossed(cell: Cell) -> bool:
@@ -113,7 +153,7 @@ def _one_per_size(cells: list[Cell]) -> list[Cell]:
     """Of the cells that differ in width alone the widest: they share the infinite-width kernel."""
     chosen: dict[str, Cell] = {}
     for cell in sorted(cells, key=lambda cell: int(cell.config["model"].get("width", 0))):
-        chosen[json.dumps([_key(cell, without_width=True), cell.config["alpha"]])] = cell
+        chosen[json.dumps([_key(cell, without_width=True), cell.config["alpha"], linearised(cell)])] = cell
     return list(chosen.values())
 
 
@@ -138,7 +178,7 @@ class _Architectures:
         self.of_run[cell.name] = key
         if key not in self._pools:
             names = identity(cell)
-            self._names[key] = {name: names[name] for name in ARCHITECTURE}
+            self._names[key] = {name: names[name] for name in ARCHITECTURE} | {"model": architecture(cell)}
             try:
                 self._pools[key] = pool_kernels(cell.network(data), data)
             except ValueError as error:
@@ -260,7 +300,8 @@ def _key(cell: Cell, *, without_size: bool = False, without_width: bool = False)
             config["model"].pop("width", None)
         # how the networks were trained does not change the kernel of infinitely wide ones
         drop += ["optimiser", "alpha", "ridges", "num_seeds", "num_draws", "design", "seed"]
-        drop += ["batch_size", "max_steps", "tolerance", "dtype"]
+        drop += ["batch_size", "max_steps", "tolerance", "dtype", "stop", "linearised", "online"]
+        drop += ["measure_per_decade", "measure_kernels", "precision", "compile", "devices", "checkpoint_every"]
     for key in drop:
         config.pop(key, None)
     return json.dumps(config, sort_keys=True)

@@ -114,7 +114,7 @@ def report(
     """Measure, project, judge, write the page, and print the verdicts, which are returned."""
     started = time.monotonic()
     tables = project(experiment, infinite_draws=infinite_draws, kernels=kernels)
-    verdicts = evaluate(tables.networks, claims, infinite=tables.infinite, level=level)
+    verdicts = evaluate(tables.networks, claims, infinite=tables.infinite, stopping=tables.stopping, level=level)
     metadata = _metadata(experiment, tables, command)
     page = write_report(
         tables.networks,
@@ -124,6 +124,7 @@ def report(
         infinite=tables.infinite,
         verdicts=verdicts,
         attribution=tables.attribution,
+        stopping=tables.stopping,
     )
     print_verdicts(verdicts, Console())
     if tables.unfinished:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp
 
 from ridgescope.analysis.regression import FullKernelRidge, full_kernel_ridge_fit, squared_error
 from ridgescope.analysis.runs import Cell
@@ -35,6 +35,8 @@ from ridgescope.theory import (
 from ridgescope.train.data import PreparedData
 
 Row = dict[str, Any]
+
+LINEARISED = "linearised "  # before the model's name: such networks are a model of their own
 
 # What a row may lack (no infinite-width kernel, a diverged network, ...) is a missing value, never a missing column.
 COLUMNS = (
@@ -274,13 +276,23 @@ def infinite_width(cell: Cell, data: PreparedData, pool: PoolKernels) -> list[Ro
     return rows
 
 
+def linearised(cell: Cell) -> bool:
+    """Whether the cell's networks are linearised at their start."""
+    return bool(cell.config.get("linearised", False))
+
+
+def architecture(cell: Cell) -> str:
+    """The model's name: 'mlp'."""
+    return str(cell.config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
+
+
 def identity(cell: Cell) -> Row:
     """The columns that say which cell a row belongs to."""
     config, model = cell.config, cell.config["model"]
     return {
         "run": cell.name,
         "data": config["data"]["name"],
-        "model": str(model["_target_"]).rsplit(".", 1)[-1].lower(),
+        "model": LINEARISED * linearised(cell) + architecture(cell),
         "width": int(model.get("width", 0)),
         "depth": int(model.get("depth", 0)),
         "activation": str(model.get("activation", "")),
@@ -353,14 +365,18 @@ def _after_training(
     ridge: float,
 ) -> tuple[Row, Tensor]:
     """The trained network itself and regression with its kernel after training; its predictions on the test points."""
-    alpha, final = float(cell.config["alpha"]), cell.final_of(member)
+    alpha, start, final = float(cell.config["alpha"]), kernels.parameters, cell.final_of(member)
+    moved = {name: value - start[name] for name, value in final.items()}
+    if linearised(cell):  # its tangent stays where it began
+        final = start
+
+    def change(x: Tensor) -> Tensor:
+        if linearised(cell):
+            return jvp(lambda at: functional_call(network, at, (x,)), (start,), (moved,))[1]
+        return functional_call(network, final, (x,)) - functional_call(network, start, (x,))
 
     def predict(inputs: Tensor) -> Tensor:
-        pairs = [
-            functional_call(network, final, (x,)) - functional_call(network, kernels.parameters, (x,))
-            for x in inputs.split(500)
-        ]
-        return alpha * torch.cat(pairs)
+        return alpha * torch.cat([change(x) for x in inputs.split(500)])
 
     def with_kernel() -> Row:
         resolvent = Resolvents(after).at(ridge)

@@ -32,6 +32,7 @@ def evaluate(
     claims: Mapping[str, Claim] = DEFAULT_CLAIMS,
     *,
     infinite: pd.DataFrame | None = None,
+    stopping: pd.DataFrame | None = None,
     level: float = 0.05,
 ) -> pd.DataFrame:
     """Judge every claim for every setting, over all its cells (scope 'all') and for each width on its own.
@@ -47,6 +48,7 @@ def evaluate(
     trained to its optimum has none for what depends on training, a kernel that cannot carry the ridge none at all
     (its reason, in the column ``undetermined``, goes into the note). ``infinite`` holds infinite-width kernels on many
     draws, in columns of the same names; without it the claims about them are judged on the networks' own draws.
+    ``stopping`` holds gradient flow at the measured times (``analysis.stopping``); claims about it need it.
     Raises ``ValueError`` on a missing column.
     """
     if not 0 < level < 0.5:
@@ -55,10 +57,13 @@ def evaluate(
     labels = setting_labels(networks)
     kernels = networks if infinite is None or infinite.empty else infinite
     kernel_labels = setting_labels(kernels)
+    flow, flow_labels = _along_training(stopping, networks["run"], labels)
     judged: list[_Judged] = []
     for label in dict.fromkeys(labels):
         for key, claim in claims.items():
             table = kernels[kernel_labels == label] if claim.infinite_width else networks[labels == label]
+            if claim.along_training:
+                table = flow[flow_labels == label]
             judged += _judge(key, claim, label, table)
     return pd.DataFrame(_decided(judged, level))
 
@@ -71,6 +76,14 @@ def failed_required(verdicts: pd.DataFrame) -> list[str]:
         f"{100 * row['rms']:.1f} %, where {100 * row['tolerance']:g} % is allowed"
         for row in rows.to_dict("records")
     ]
+
+
+def _along_training(
+    stopping: pd.DataFrame | None, runs: pd.Series, labels: pd.Series
+) -> tuple[pd.DataFrame, pd.Series]:
+    """The table of measured times, and for each row the label that its run has among the networks."""
+    flow = pd.DataFrame(columns=["run"]) if stopping is None or stopping.empty else usable(stopping)
+    return flow, flow["run"].map(dict(zip(runs, labels, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,7 @@ def _checked(networks: pd.DataFrame, claims: Mapping[str, Claim]) -> pd.DataFram
     if networks.empty:
         raise ValueError("the table of networks has no rows; analyse at least one finished run")
     needed = {*CELL, "run", "seed", "draw", "converged"}
-    for claim in claims.values():
+    for claim in (one for one in claims.values() if not one.along_training):
         expressions = f"{claim.measured} / {claim.predicted}".replace("(", " ").replace(")", " ").split()
         needed |= {word for word in expressions if word.isidentifier()}
     if missing := sorted(needed - set(networks.columns)):
@@ -161,7 +174,7 @@ def _checked(networks: pd.DataFrame, claims: Mapping[str, Claim]) -> pd.DataFram
 
 
 def _judge(key: str, claim: Claim, model: str, networks: pd.DataFrame) -> list[_Judged]:
-    selected = networks.query(claim.selection) if claim.selection else networks
+    selected = networks.query(claim.selection) if claim.selection and len(networks) else networks
     if selected.empty:
         return []
     sides = selected.assign(

@@ -1,6 +1,6 @@
 """Power laws on real data: capacity and source of kernels, predicted and measured learning-curve exponents.
 
-    python benchmarks/exponents.py [--points 1400]
+    python benchmarks/exponents.py [--data digits fashion_mnist] [--kernels mlp cnn] [--points 1400]
 
 ReLU NTKs of an MLP and a CNN (as in kappa_audit.py) on digits and Fashion-MNIST, unit-norm inputs, one-hot targets.
 """
@@ -23,6 +23,8 @@ def interval(one: Slope) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["digits", "fashion_mnist"])
+    parser.add_argument("--kernels", nargs="+", default=["mlp", "cnn"])
     parser.add_argument("--points", type=int, default=1400)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}\n")
@@ -36,8 +38,8 @@ def main() -> None:
         "measured/predicted - 1, %",
     )
     print(f"| {' | '.join(head)} |\n" + "|---" * len(head) + "|")
-    for name in ("digits", "fashion_mnist"):
-        for kind in ("mlp", "cnn"):
+    for name in options.data:
+        for kind in options.kernels:
             gram, targets = kernel(name, kind, True, options.points)
             for ridge in (1e-6, 1e-3):
                 found = learning_curve_exponents(gram, targets, sizes=SIZES, ridge=ridge)

@@ -48,8 +48,10 @@ def test_every_experiment_expands_into_distinct_cells(experiment: str) -> None:
     names = [cell_name(checked(cell)) for cell in cells]
     assert len(set(names)) == len(names)
     widths = {model: {c.model.width for c in cells if model in c.model._target_} for model in ("MLP", "CNN")}
-    assert len(widths["MLP"]) >= 5
-    assert len(widths["CNN"]) >= 4
+    assert len(widths["MLP"]) >= 3  # a ladder
+    if experiment in ("digits", "fashion_mnist"):
+        assert len(widths["MLP"]) >= 5
+        assert len(widths["CNN"]) >= 4
 
 
 @pytest.mark.parametrize(

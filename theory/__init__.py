@@ -54,6 +54,7 @@ from ridgescope.theory.pool import (
     PoolPrediction,
     pool_estimator,
 )
+from ridgescope.theory.pool_flow import pool_flow_risks
 from ridgescope.theory.pool_modes import (
     kappa_from_pool_modes,
     leading_modes,
@@ -167,6 +168,7 @@ __all__ = [
     "nystrom",
     "optimal_ridge",
     "pool_estimator",
+    "pool_flow_risks",
     "pool_kappa_errors",
     "power_law",
     "power_law_bias",

@@ -100,16 +100,16 @@ def flow_risks(spectrum: Spectrum, target: Target, *, num_samples: Number, time:
         return FlowRisks(total + float(target.s2), total + float(target.s2), total, 0.0)
     eta, c2 = spectrum.eta.detach(), target.c2.detach()
     m = torch.ones_like(eta) if spectrum.counts is None else spectrum.counts.detach()
-    z, dz = _contour(float(eta.max()), float(m.sum()), num_samples, time)
-    kappa = _continued_kappa(eta, m, num_samples, z)
+    edge = float(eta.max()) * (1 + math.sqrt(float(m.sum()) / num_samples)) ** 2
+    z, dz = contour(edge, time)
+    kappa = continued_kappa(eta, m, num_samples, z)
     return _integrate(eta, m, c2, float(target.s2), num_samples, time, z, dz, kappa)
 
 
-def _contour(top: Number, modes: Number, num_samples: Number, time: Number) -> tuple[Tensor, Tensor]:
-    """Upper half of the ellipse with foci 0 and the bulk's edge, which passes -1.5/t: nodes and dz per
+def contour(edge: Number, time: Number) -> tuple[Complex[Tensor, " z"], Complex[Tensor, " z"]]:
+    """Upper half of the ellipse with foci 0 and the bulk's ``edge``, which passes -1.5/t: nodes and dz per
     node.
     """
-    edge = top * (1 + math.sqrt(modes / num_samples)) ** 2
     # z = edge/2 (1 + cosh(mu + i theta)) is analytic up to the foci: the midpoint rule converges like exp(-n
     # mu)
     mu = math.acosh(1 + 3 / (time * edge))
@@ -122,27 +122,35 @@ def _contour(top: Number, modes: Number, num_samples: Number, time: Number) -> t
     return edge / 2 * (1 + torch.cosh(w)), edge / 2 * torch.sinh(w) * 1j * (math.pi / half)
 
 
-def _continued_kappa(eta: Tensor, m: Tensor, p: Number, z: Complex[Tensor, " z"]) -> Complex[Tensor, " z"]:
-    """kappa (1 - df1(kappa)/P) = -z, by Newton from node to node; the first is the positive root at -Re z."""
-    start = solve_kappa(eta, m, eta.new_zeros(()), -z[:1].real, eta.new_tensor([[p]]))
+def continued_kappa(
+    eta: Tensor, m: Tensor, p: Number, z: Complex[Tensor, " z"], pool: Number = math.inf
+) -> Complex[Tensor, " z"]:
+    """kappa (1 - df1(kappa)/P)/(1 - df1(kappa)/M) = -z, by Newton from node to node; the first is the positive root.
+
+    M = ``pool``: infinite for a population's spectrum, the number of points where ``eta`` is that of a pool.
+    """
+    points = None if math.isinf(pool) else eta.new_tensor([pool])
+    start = solve_kappa(eta, m, eta.new_zeros(()), -z[:1].real, eta.new_tensor([[p]]), points)
     k, previous = complex(float(start), 0.0), complex(float(z[0].real), 0.0)
     roots = []
     for node in z.tolist():
-        k = _follow(eta, m, p, k, previous, node, 0)
+        k = _follow(eta, m, (p, pool), k, previous, node, 0)
         roots.append(k)
         previous = node
     return torch.tensor(roots, dtype=torch.complex128)
 
 
-def _follow(eta: Tensor, m: Tensor, p: Number, k: complex, start: complex, end: complex, depth: int) -> complex:
+def _follow(
+    eta: Tensor, m: Tensor, sizes: tuple[Number, Number], k: complex, start: complex, end: complex, depth: int
+) -> complex:
     """The root at ``end`` on the branch of the root ``k`` at ``start``; the way is halved until Newton is
     tame.
     """
-    _, slope = _equation(eta, m, p, k, start)
+    _, slope = _equation(eta, m, sizes, k, start)
     guess = k - (end - start) / slope
     root, first = guess, math.inf
     for _ in range(30):
-        value, slope = _equation(eta, m, p, root, end)
+        value, slope = _equation(eta, m, sizes, root, end)
         step = value / slope
         root -= step
         first = min(first, abs(step) / abs(root)) if math.isinf(first) else first
@@ -155,12 +163,17 @@ def _follow(eta: Tensor, m: Tensor, p: Number, k: complex, start: complex, end: 
     if depth > 40:
         raise RuntimeError(f"gradient flow: kappa(z) lost at z = {end:.3e}; please report this spectrum")
     middle = (start + end) / 2
-    return _follow(eta, m, p, _follow(eta, m, p, k, start, middle, depth + 1), middle, end, depth + 1)
+    halfway = _follow(eta, m, sizes, k, start, middle, depth + 1)
+    return _follow(eta, m, sizes, halfway, middle, end, depth + 1)
 
 
-def _equation(eta: Tensor, m: Tensor, p: Number, k: complex, z: complex) -> tuple[complex, complex]:
+def _equation(eta: Tensor, m: Tensor, sizes: tuple[Number, Number], k: complex, z: complex) -> tuple[complex, complex]:
+    """k (1 - d1/P) + z (1 - d1/M) and its derivative in k."""
+    p, pool = sizes
+    share = 1 / pool  # complex numbers over an infinite one are not zero but NaN
     learned = eta / (eta + k)
-    return k * (1 - complex((m * learned).sum()) / p) + z, 1 - complex((m * learned**2).sum()) / p
+    d1, d2 = complex((m * learned).sum()), complex((m * learned**2).sum())
+    return k * (1 - d1 / p) + z * (1 - d1 * share), 1 - d2 / p + z * (d1 - d2) / k * share
 
 
 def _integrate(

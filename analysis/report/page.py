@@ -24,7 +24,12 @@ from matplotlib.figure import Figure
 from ridgescope.analysis import figures
 from ridgescope.analysis.cells import SETTING, cells, kappa_parts, setting_labels
 from ridgescope.analysis.drawing import figure_bytes
+from ridgescope.analysis.regimes import maps, regime_map
+from ridgescope.analysis.regimes_figure import regimes_figure
+from ridgescope.analysis.report.regimes import MAP_HEADINGS, regime_lines, regime_summary, scaling_lines
+from ridgescope.analysis.report.stopping import BEST_HEADINGS, TIME_HEADINGS, stopping_figures, stopping_lines
 from ridgescope.analysis.report.text import DASH, MARKS, RULE, interval, number, percent, rms_range
+from ridgescope.analysis.scaling import scaling_table
 from ridgescope.analysis.verdict import chains, evaluate
 
 
@@ -60,6 +65,7 @@ FIGURES: tuple[tuple[str, str, Callable[[pd.DataFrame], Figure], tuple[str, ...]
 )
 SPECTRUM = ("spectrum", "Spectrum of the infinite-width kernel")
 LINKS = ("links", "Where each claim holds")
+STOPPING = ("stopping", "Early stopping: along the flow, and the ridge it acts like")
 
 # Columns of the table of cells: heading, column, whether an error is shown
 CELL_COLUMNS = (
@@ -106,43 +112,69 @@ def write_report(
     infinite: pd.DataFrame | None = None,
     verdicts: pd.DataFrame | None = None,
     attribution: pd.DataFrame | None = None,
+    stopping: pd.DataFrame | None = None,
 ) -> Path:
     """Write index.html, figures/*.svg and *.pdf, networks, cells and verdicts (parquet; verdicts also csv).
 
     networks: one row per trained network; infinite: infinite-width kernels on many draws; spectra: data, model,
     index, eigenvalue, target_power, kernel; verdicts: of ``evaluate``, by default of the default claims;
-    attribution: of ``experiment.project``, the terms of the risk in crossed cells; metadata:
-    shown as provenance, 'title' and 'created' in the heading.
+    attribution: of ``experiment.project``, the terms of the risk in crossed cells; stopping: of the same, gradient
+    flow beside the networks at every measured time; metadata: shown as provenance, 'title' and 'created' in the
+    heading.
     Returns the path of the page, which is written last: where it exists, the rest does. Raises ``ValueError`` if
     ``networks`` lacks a column.
     """
-    verdicts = evaluate(networks, infinite=infinite) if verdicts is None else verdicts
+    verdicts = evaluate(networks, infinite=infinite, stopping=stopping) if verdicts is None else verdicts
     table = cells(networks)
+    labels = dict(zip(networks["run"], setting_labels(networks), strict=True))
     out_dir = Path(out_dir)
     (out_dir / "figures").mkdir(parents=True, exist_ok=True)
+    regimes, scaling = regime_map(networks), scaling_table(networks, infinite)
     sections = []
-    for model in dict.fromkeys(verdicts["model"]):
-        drawings = []
-        for kind, title, figure in _figures(str(model), verdicts, table, spectra):
-            stem = f"{_slug(str(model))}_{kind}"
-            svg = figure_bytes(figure, "svg")
-            replace_file(out_dir / "figures" / f"{stem}.svg", svg)
-            replace_file(out_dir / "figures" / f"{stem}.pdf", figure_bytes(figure, "pdf"))
-            drawings.append(Drawing(kind, stem, title, inline_svg(svg.decode(), stem, title)))
-        section = _section(str(model), verdicts, table, drawings)
-        sections.append(section | {"attribution": _attribution(attribution, networks, str(model))})
-    tables = {"networks": networks, "cells": table, "verdicts": verdicts}
+    for model in map(str, dict.fromkeys(verdicts["model"])):
+        flow = pd.DataFrame() if stopping is None or stopping.empty else stopping[stopping["run"].map(labels) == model]
+        drawn = [(kind, kind, title, figure) for kind, title, figure in _figures(model, verdicts, table, spectra)]
+        drawn += [(STOPPING[0], f"stopping_P{size}", STOPPING[1], figure) for size, figure in stopping_figures(flow)]
+        drawings = [
+            _saved(out_dir, kind, f"{_slug(model)}_{name}", title, figure) for kind, name, title, figure in drawn
+        ]
+        section = _section(model, verdicts, table, drawings)
+        section |= {"attribution": _attribution(attribution, networks, model)}
+        sections.append(section | {"stopping": stopping_lines(flow), "scaling": scaling_lines(scaling, model)})
+    tables = {"networks": networks, "cells": table, "verdicts": verdicts, "regimes": regimes}
     if infinite is not None:
         tables["infinite"] = infinite
-    if attribution is not None and len(attribution):
-        tables["attribution"] = attribution
+    for name, more in (("attribution", attribution), ("stopping", stopping), ("scaling", scaling)):
+        if more is not None and len(more):
+            tables[name] = more
     for name, frame in tables.items():
         replace_file(out_dir / f"{name}.parquet", parquet_bytes(frame))
     flat = verdicts.assign(runs=verdicts["runs"].map(" ".join))
     replace_file(out_dir / "verdicts.csv", flat.to_csv(index=False).encode())
     page = out_dir / "index.html"
-    replace_file(page, _render(networks, verdicts, sections, metadata).encode())
+    replace_file(page, _render(networks, verdicts, sections, _maps(out_dir, regimes), metadata).encode())
     return page
+
+
+def _saved(out_dir: Path, kind: str, stem: str, title: str, figure: Figure) -> Drawing:
+    """Write the figure as SVG and PDF, and return it for the page."""
+    svg = figure_bytes(figure, "svg")
+    replace_file(out_dir / "figures" / f"{stem}.svg", svg)
+    replace_file(out_dir / "figures" / f"{stem}.pdf", figure_bytes(figure, "pdf"))
+    return Drawing(kind, stem, title, inline_svg(svg.decode(), stem, title))
+
+
+def _maps(out_dir: Path, regimes: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every regime map with its figure."""
+    return [
+        {
+            "name": name,
+            "summary": regime_summary(rows),
+            "lines": regime_lines(rows),
+            "drawing": _saved(out_dir, "regimes", f"{_slug(name)}_regimes", "Regime map", regimes_figure(rows)),
+        }
+        for name, rows in maps(regimes).items()
+    ]
 
 
 def summary(verdicts: pd.DataFrame) -> str:
@@ -296,6 +328,7 @@ def _render(
     networks: pd.DataFrame,
     verdicts: pd.DataFrame,
     sections: list[dict[str, Any]],
+    regimes: list[dict[str, Any]],
     metadata: Mapping[str, Any],
 ) -> str:
     style = resources.files("ridgescope.analysis.report").joinpath("style.css").read_text(encoding="utf-8")
@@ -310,6 +343,9 @@ def _render(
             marks=MARKS,
             summary=summary(verdicts),
             sections=sections,
+            maps=regimes,
+            map_headings=MAP_HEADINGS,
+            stopping_headings=(BEST_HEADINGS, TIME_HEADINGS),
             cell_headings=[heading for heading, *_ in CELL_COLUMNS],
             network_headings=[heading for heading, _ in NETWORK_COLUMNS],
             networks=[

@@ -100,12 +100,13 @@ def test_writes_every_file_and_leaves_no_temporary_one(written):
         "cells.parquet",
         "verdicts.parquet",
         "verdicts.csv",
+        "regimes.parquet",
         "index.html",
         "figures",
     }
     assert {path.name for path in out.iterdir()} == tables
     drawn = {path.name for path in (out / "figures").iterdir()}
-    assert drawn == {f"mlp_{name}.{kind}" for name in FIGURES for kind in ("svg", "pdf")}
+    assert drawn == {f"mlp_{name}.{kind}" for name in (*FIGURES, "regimes") for kind in ("svg", "pdf")}
 
 
 def test_page_asks_the_network_for_nothing(written):
@@ -209,7 +210,7 @@ def test_what_is_missing_is_left_out_without_a_word_of_complaint(planted, tmp_pa
     no_spectra = pd.DataFrame(columns=["data", "model", "index", "eigenvalue", "target_power", "kernel"])
     html = write_report(networks, no_spectra, {}, tmp_path).read_text()
     assert not re.search(r"\b(nan|NaN|inf)\b", "".join(Page(html).text))
-    drawn = {path.stem.removeprefix("mlp_") for path in (tmp_path / "figures").iterdir()}
+    drawn = {path.stem.removeprefix("mlp_") for path in (tmp_path / "figures").iterdir()} - {"regimes"}
     assert drawn == set(FIGURES) - {"spectrum"} - set(without)
 
 
