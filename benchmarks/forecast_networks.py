@@ -59,7 +59,6 @@ def train(folder: Path, data: PreparedData, width: int, ridge: float) -> list[di
             dtype=torch.float64,
             memory=int(2e9),
             checkpoint_every=1e9,
-            logger=None,
             ridges=[SCALE * ridge],
             num_seeds=SEEDS,
             design="paired",

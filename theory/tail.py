@@ -5,8 +5,8 @@ to the kappa that M points resolve. How D and G change with the number n of poin
 
     D = D_inf/(1 + c/n),        G = B/(1 - w/n),
 
-in which Gaussian data have c = 0 and w = df2 = D + dD/dlog kappa. Images do not: D is less than D_inf by 5 to 20 % at
-s near 1, and w is up to twice df2. Both are therefore measured, by leaving out two points (`ridgescope.theory.pairs`).
+in which Gaussian data have c = 0 and w = df2 = D + dD/dlog kappa. Images do not: D is less than D_inf by 10 % at s near
+1, and w is 0.6 to 1.7 df2. Both are therefore measured, by leaving out two points (`ridgescope.theory.pairs`).
 From them any P and ridge follow by ``lam = kappa (1 - D/P)`` and ``E = B/(1 - w/P)``. Below the smallest kappa D_inf
 and B go on as power laws, fitted to the last decade that is resolved: eta_k ~ k^-a makes D ~ kappa^(-1/a), a power-law
 target makes B = s2 + A kappa^b. Derived in docs/forecast.md.

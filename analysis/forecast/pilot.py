@@ -146,10 +146,18 @@ def _parts(gram: Tensor, targets: Tensor, number: int) -> Iterator[PoolEstimator
 def _read(pool: PoolEstimator, grid: Tensor) -> tuple[PoolReadings, PopulationCurve]:
     """Readings, with the jackknife's error of the risk, and the curve with the law of the pool's own points."""
     readings = pool_readings(pool, grid)
-    resolved = (readings.df1 > 0.5) & (readings.share < min(0.95, 0.995 * float(readings.share.max())))
-    pairs = pair_readings(pool, grid[resolved][::PAIR_STEP])
+    pairs = pair_readings(pool, grid[_pair_places(readings)])
     error = interpolate(grid.log(), pairs.pool_ridge.log(), pairs.risk_se)
     return replace(readings, risk_se=error), population_curve(readings, pairs)
+
+
+def _pair_places(readings: PoolReadings) -> Tensor:
+    """Every fourth ridge that the pool resolves; of those at which nothing changes any more only the smallest."""
+    places = ((readings.df1 > 0.5) & (readings.share < 0.95)).nonzero()[:, 0][::PAIR_STEP]
+    columns = torch.stack([readings.df1[places].log(), readings.risk[places].log()])
+    changed = ((columns - columns[:, :1]).abs() > 0.005).any(0)
+    changed[0] = True
+    return places[changed]
 
 
 def _accuracy(parts: Sequence[PoolReadings]) -> Accuracy | None:
