@@ -53,7 +53,7 @@ def forecast(
     or more drawn networks on the *same* M points; ``targets`` (M, C). ``ridges``: lam in the kernel's units, by
     default half decades from 1e-6 to 0.1 of the mean diagonal. ``widths``: by default those measured.
 
-    Cost: 1.4 eigendecompositions of M points per kernel, then milliseconds per P and N.
+    Cost per kernel: that of `make_pilot`, 8 to 12 s for M = 2000 on one core; then milliseconds per P and N.
 
     Raises ``UserError`` for what no answer can be given to: see `make_pilot`, and impossible sizes.
     """
@@ -151,7 +151,7 @@ def _best(risks: PilotRisks) -> int:
 
 
 def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
-    """The best ridge and the range in which the risk is within `FLAT` of its least."""
+    """The best ridge and the range in which the risk is at most `FLAT` above the risk there."""
     ridges = RIDGE_GRID * scale
     risks = at_width(measured, width, size, ridges)[0]
     best = _best(risks)
