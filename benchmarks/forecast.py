@@ -12,6 +12,9 @@ error, should hold 85 to 95 % of the runs. Baselines, from the same pilot at the
     GCV           the power law through their GCV values
     naive theory  the pool's own eigenvalues and coefficients in the closed form, at infinite width
     last value    the left-out risk of the whole pilot
+
+No one can know a pilot's luck: "ideal" is the pilot's left-out risk times the measured ratio of the risks at P and at
+M, the error that is left to a method which extrapolates without any error of its own.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from forecast_networks import PILOTS, SEEDS, WIDTHS, pilot_kernel
+from forecast_networks import PILOTS, SEEDS, SIZE, WIDTHS, pilot_kernel
 from forecast_runs import DESIGNS, FAMILIES, RIDGES, TARGETS, Store, load, targets
 from scipy.optimize import least_squares
 from torch import Tensor
@@ -100,12 +103,13 @@ def forecasts(folder: Path, name: str, family: str, data: PreparedData, pilots: 
     design, store = DESIGNS[name], Store(folder / name, data, DESIGNS[name], family)
     frames = []
     for pilot in range(min(pilots, design.pilots)):
-        start = design.block * design.blocks + pilot * design.pilot
+        labels = data.pool_labels[design.pilot(pilot)]
         for kind in TARGETS:
             path = folder / "forecasts" / f"{name}-{family}-{kind}-{pilot}.parquet"
             if not path.is_file():
-                y = targets(data.pool_labels[start : start + design.pilot], kind)
-                table = one_pilot([store.named(f"pilot_{pilot}")], y, list(design.sizes), RIDGES)
+                table = one_pilot(
+                    [store.named(f"pilot_{pilot}")], targets(labels, kind), list(design.sizes[1:]), RIDGES
+                )
                 write_atomically(path, table.assign(data=name, family=family, target=kind, pilot=pilot).to_parquet)
             frames.append(pd.read_parquet(path))
     return frames
@@ -120,25 +124,37 @@ def network_forecasts(folder: Path, data: PreparedData) -> list[pd.DataFrame]:
         for pilot in range(PILOTS):
             path = folder / "forecasts" / f"width{width}-{pilot}.parquet"
             if not path.is_file():
-                start = design.block * design.blocks + pilot * design.pilot
-                y = targets(data.pool_labels[start : start + design.pilot], "parity")
+                y = targets(data.pool_labels[design.pilot(pilot)], "parity")
                 grams = [pilot_kernel(folder, data, width, pilot, seed) for seed in range(SEEDS)]
-                table = one_pilot(grams, y, [design.block], ridges)
+                table = one_pilot(grams, y, [SIZE], ridges)
                 marks = {"data": "fashion_mnist", "family": f"width {width}", "target": "parity", "pilot": pilot}
                 write_atomically(path, table.assign(**marks).to_parquet)
             frames.append(pd.read_parquet(path))
     return frames
 
 
+def ratios(measured: pd.DataFrame) -> pd.DataFrame:
+    """Mean measured risk at P over that at a pilot's size: column ``fall``; NaN where that was not measured."""
+    keys = ["data", "family", "target", "P", "ridge"]
+    mean = measured.groupby(keys, as_index=False)["test"].mean()
+    start = mean[mean["P"] == mean["data"].map({name: design.block for name, design in DESIGNS.items()})]
+    both = mean.merge(
+        start.drop(columns="P"), how="left", on=["data", "family", "target", "ridge"], suffixes=("", "_m")
+    )
+    return both.assign(fall=both["test"] / both["test_m"])[[*keys, "fall"]]
+
+
 def scored(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """A row per pilot and run: errors in log risk, and whether the interval holds the run."""
     both = predicted.merge(measured, on=["data", "family", "target", "P", "ridge"], suffixes=("", "_run"))
-    for method in ("risk", *BASELINES):
+    both = both.merge(ratios(measured), how="left", on=["data", "family", "target", "P", "ridge"])
+    both["ideal"] = both["last value"] * both["fall"]
+    for method in ("risk", "ideal", *BASELINES):
         both[f"error {method}"] = np.log(both[method] / both["test"])
     half = np.log(both["risk_high"] / both["risk"])
     own = QUANTILE * both["test_se"] / both["test"]
     both["covered"] = both["error risk"].abs() <= np.sqrt(half**2 + own**2)
-    both["ratio"] = both["P"] / both["data"].map({name: design.pilot for name, design in DESIGNS.items()})
+    both["ratio"] = both["P"] / both["data"].map({name: design.block for name, design in DESIGNS.items()})
     return both
 
 
@@ -147,8 +163,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, rows_of in table.groupby(["data", "family", "target", "ratio"], sort=True):
         names = dict(zip(("data", "family", "target", "P/M"), key, strict=True))
-        medians = {m: 100 * float(rows_of[f"error {m}"].abs().median()) for m in ("risk", *BASELINES)}
-        row = names | {"runs": len(rows_of), "forecast": medians.pop("risk"), **medians}
+        medians = {m: 100 * float(rows_of[f"error {m}"].abs().median()) for m in ("risk", "ideal", *BASELINES)}
+        row = names | {"pairs": len(rows_of), "forecast": medians.pop("risk"), "ideal": medians.pop("ideal"), **medians}
         row["best baseline"] = min(medians.values())
         row["forecast/best"] = row["forecast"] / row["best baseline"]
         row["bias"] = 100 * float(rows_of["error risk"].mean())
@@ -198,7 +214,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast"))
     parser.add_argument("--data", nargs="+", default=list(DESIGNS))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
-    parser.add_argument("--pilots", type=int, default=6)
+    parser.add_argument("--pilots", type=int, default=17)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     measured, frames = [pd.read_parquet(options.folder / "runs.parquet")], []

@@ -30,30 +30,38 @@ RIDGES = tuple(10 ** (-x / 2) for x in range(4, 12))  # 1e-2 to 3e-6, in units o
 
 @dataclass(frozen=True)
 class Design:
-    """``pilots`` pools of ``pilot`` points; runs of ``sizes`` points from ``block`` x ``blocks`` others; ``test``."""
+    """Blocks of ``block`` points: ``blocks`` of them for runs of ``sizes`` points, ``pilots`` of them, each a pilot;
+    ``test`` further points. The first size is a pilot's: what an ideal method would make of a pilot.
+    """
 
-    pilot: int
-    pilots: int
     block: int
     blocks: int
+    pilots: int
     sizes: tuple[int, ...]
     test: int
 
+    @property
+    def size(self) -> int:
+        return self.block * (self.blocks + self.pilots) + self.test
+
+    def pilot(self, i: int) -> slice:
+        start = self.block * (self.blocks + i) + self.test
+        return slice(start, start + self.block)
+
 
 DESIGNS = {
-    "fashion_mnist": Design(2000, 6, 4000, 4, (4000, 8000, 16000), 10000),
-    "digits": Design(150, 3, 300, 3, (300, 600, 900), 446),
+    "fashion_mnist": Design(2000, 8, 17, (2000, 4000, 8000, 16000), 10000),  # all training images
+    "digits": Design(150, 6, 3, (150, 300, 600, 900), 446),
 }
 CNN_TEST = 4000  # of the test images, for the CNN's kernel costs twenty times the MLP's
 
 
 def load(name: str) -> PreparedData:
-    """The runs' points first, then the pilots'; the rest of the pool is the test set."""
+    """The runs' points first, then the test set, then the pilots'."""
     design = DESIGNS[name]
-    used = design.block * design.blocks + design.pilot * design.pilots
-    size = used + design.test
-    data = prepare_data(name, train_size=1, pool_size=size, test_size=1, num_draws=1, seed=0)
-    return replace(data, test_inputs=data.pool_inputs[used:], test_labels=data.pool_labels[used:])
+    data = prepare_data(name, train_size=1, pool_size=design.size, test_size=1, num_draws=1, seed=0)
+    tests = slice(design.block * design.blocks, design.block * design.blocks + design.test)
+    return replace(data, test_inputs=data.pool_inputs[tests], test_labels=data.pool_labels[tests])
 
 
 def targets(labels: Tensor, kind: str) -> Tensor:
@@ -85,12 +93,11 @@ class Store:
     def tests(self) -> int:
         return min(self.design.test, CNN_TEST) if self.family == "cnn" else self.design.test
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """(name, left inputs, right inputs) of all blocks, cheapest use first."""
+    def blocks(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """(name, left inputs, right inputs) of all blocks, pilots first."""
         d, x = self.design, self.data.pool_inputs
         for i in range(d.pilots):
-            start = d.block * d.blocks + i * d.pilot
-            yield f"pilot_{i}", x[start : start + d.pilot], None
+            yield f"pilot_{i}", x[d.pilot(i)], None
         rows = [x[i * d.block : (i + 1) * d.block] for i in range(d.blocks)]
         for j in range(d.blocks):
             for i in range(j):
@@ -213,17 +220,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast"))
     parser.add_argument("--data", nargs="+", default=list(DESIGNS))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--pilots", type=int, default=17)
+    parser.add_argument("--largest", type=int, default=16000)
     options = parser.parse_args()
     for name in options.data:
         data = load(name)
         stores = {f: Store(options.folder / name, data, DESIGNS[name], f) for f in options.families}
-        for family, size, draw, ridge in list(missing(options.folder, name, options.families)):
-            add(options.folder, measure(stores[family], size, draw, (ridge,), name))
-            print(name, family, f"P={size} draw={draw} ridge={ridge:.0e}", flush=True)
         for store in stores.values():
             for block in store.blocks():
-                if block[0].startswith("pilot"):
+                kind, number = block[0].split("_")[:2]
+                if kind == "pilot" and int(number) < options.pilots:
                     store.get(*block)
+        for family, size, draw, ridge in list(missing(options.folder, name, options.families)):
+            if size <= options.largest:
+                add(options.folder, measure(stores[family], size, draw, (ridge,), name))
+                print(name, family, f"P={size} draw={draw} ridge={ridge:.0e}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """The population seen by a pool, continued beyond it: what P > M samples would give.
 
-A pool of M points gives, at every pool ridge k, one point of the curves df1(kappa) and B(kappa) = b + s2
-(`ridgescope.theory.pool`), down to the kappa that M points resolve. From them any P and ridge follow by
-``lam = kappa (1 - df1/P)`` and ``E = B/(1 - df2/P)``, ``df2 = df1 + d df1/d log kappa``. Below that kappa both curves
-go on as power laws, fitted to the last decade that is resolved: eta_k ~ k^-a makes df1 ~ kappa^(-1/a), and a
-power-law target makes B = s2 + A kappa^c. Derived in docs/forecast.md.
+A pool of M points gives, at every pool ridge k, its kappa, D = df1 and left-out risk G (`ridgescope.theory.pool`), down
+to the kappa that M points resolve. How D and G change with the number n of points at a fixed kappa is the law
 
-Real kernels are not Gaussian. With few points left for each learned mode (s = df1/M near 1) they have less df1 at a
-kappa than the universal law, by 8 % at s = 1 on images, while the risk at that kappa follows the law. The factor
-d(s) = df1/universal depends on s and hardly on M, so it is measured on sub-pools, whose kappa the whole pool resolves
-with more points, and is taken out on the way in and put back on the way out.
+    D = D_inf/(1 + c/n),        G = B/(1 - w/n),
 
-Letters: M pool points, P samples, C outputs, K pool ridges, s = df1/points.
+in which Gaussian data have c = 0 and w = df2 = D + dD/dlog kappa. Images do not: D is less than D_inf by 10 % at s near
+1, and w is 0.6 to 1.7 df2. Both are therefore measured, by leaving out two points (`ridgescope.theory.pairs`).
+From them any P and ridge follow by ``lam = kappa (1 - D/P)`` and ``E = B/(1 - w/P)``. Below the smallest kappa D_inf
+and B go on as power laws, fitted to the last decade that is resolved: eta_k ~ k^-a makes D ~ kappa^(-1/a), a power-law
+target makes B = s2 + A kappa^b. Derived in docs/forecast.md.
+
+Letters: M pool points, P samples, C outputs, K pool ridges, s = D/points, u = D_inf/points.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +22,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ridgescope.theory._checks import Number
+from ridgescope.theory.pairs import PairReadings
 from ridgescope.theory.pool import PoolEstimator
 
 TAIL_DECADES = 1.0  # of kappa, from the smallest that is resolved, to which the power laws are fitted
 RESOLVED = 0.9  # share of a pool's degrees of freedom up to which its readings are used
 STEP = 0.02  # of log kappa on the grid where curves are inverted
-CALIBRATION = torch.linspace(0, 1, 21, dtype=torch.float64)  # values of s at which d is kept
 
 
 @dataclass(frozen=True)
@@ -97,45 +96,51 @@ def _correct(residual: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TailForecast:
-    """``test`` risk at P samples and ridge lam, s = df1/P; ``beyond`` = log of the smallest kappa that the pool
-    resolves over the wanted one: at most 0 where nothing but the formula is extrapolated."""
+    """``test`` risk at P samples and ridge lam, s = D/P, ``gamma`` = w/P; ``beyond`` = log of the smallest kappa that
+    the pool resolves over the wanted one: at most 0 where nothing but the formula is extrapolated; ``tail_error`` of
+    log risk, half the distance of the two tails that the readings allow."""
 
     kappa: Float64[Tensor, " n"]
     share: Float64[Tensor, " n"]
     gamma: Float64[Tensor, " n"]
     test: Float64[Tensor, " n"]
     beyond: Float64[Tensor, " n"]
+    tail_error: Float64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
 class PopulationCurve:
-    """log df1 and log B against rising log kappa, with power laws below the first.
+    """log D_inf and log B against rising log kappa, with power laws below the first, and the ratios c/D_inf ("excess")
+    and w/D_inf ("spread"), which stay as they are at the first.
 
-    ``df1_slope`` = d log df1/d log kappa of the tail; there B = B_0 (floor + (1 - floor) (kappa/kappa_0)^bias_slope);
-    ``straight`` is the exponent that the fit without a floor has, the other end of what the readings allow.
-    ``log_defect``: log d(s) at `CALIBRATION`.
+    ``df1_slope`` = d log D_inf/d log kappa of the tail. B_0 (kappa/kappa_0)^``straight`` is one tail of B, which has no
+    floor; B_0 (floor + (1 - floor) (kappa/kappa_0)^bias_slope) the other, whose floor the bend of the last decade asks
+    for if all of it is noise. The truth lies between; the forecast is their geometric mean.
     """
 
     log_kappa: Float64[Tensor, " k"]
     log_df1: Float64[Tensor, " k"]
     log_bias: Float64[Tensor, " k"]
+    excess: Float64[Tensor, " k"]
+    spread: Float64[Tensor, " k"]
     df1_slope: float
     bias_slope: float
     floor: float
     straight: float
-    log_defect: Float64[Tensor, " s"]
 
     @property
     def spectrum_exponent(self) -> float:
-        """a of eta_k ~ k^-a, from df1 ~ kappa^(-1/a)."""
+        """a of eta_k ~ k^-a, from D ~ kappa^(-1/a)."""
         return -1 / self.df1_slope if self.df1_slope < 0 else math.inf
 
-    def at(self, log_kappa: Float64[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        """log df1 of the universal law, and log B."""
+    def at(self, log_kappa: Float64[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:
+        """log D_inf, log B, and half the distance of the two tails of log B."""
         below = (log_kappa - self.log_kappa[0]).clamp_max(0)
         df1 = interpolate(log_kappa, self.log_kappa, self.log_df1) + self.df1_slope * below
         fall = (self.floor + (1 - self.floor) * (self.bias_slope * below).exp()).log()
-        return df1, interpolate(log_kappa, self.log_kappa, self.log_bias) + fall
+        straight = self.straight * below
+        bias = interpolate(log_kappa, self.log_kappa, self.log_bias) + (fall + straight) / 2
+        return df1, bias, (fall - straight).abs() / 2
 
     def forecast(self, num_samples: Number, ridges: Float64[Tensor, " n"]) -> TailForecast:
         """Test risk of ``num_samples`` training points at each ridge >= 0; milliseconds."""
@@ -149,64 +154,71 @@ class PopulationCurve:
             gamma=interpolate(found, log_kappa, gamma),
             test=interpolate(found, log_kappa, log_risk).exp(),
             beyond=self.log_kappa[0] - found,
+            tail_error=self.at(found)[2],
         )
 
     def states(self, num_samples: Number) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log kappa, s, log risk and gamma of every ridge that ``num_samples`` points can meet, ridge rising."""
         grid = torch.arange(float(self.log_kappa[0]) - 25, float(self.log_kappa[-1]), STEP, dtype=torch.float64)
-        log_df1, log_bias = self.at(grid)
-        df1 = log_df1.exp()
-        d12 = (-torch.gradient(df1, spacing=STEP)[0]).clamp_min(0)
-        # s = df1 d(s)/P
-        share = interpolate(df1 / num_samples, CALIBRATION * (-self.log_defect).exp(), CALIBRATION)
-        first = int((share < 1 - 1e-6).to(torch.int8).argmax())  # s falls with kappa: the branch s < 1 begins here
-        gamma = (df1 - d12) / num_samples
-        log_risk = log_bias - (1 - gamma).clamp_min(1e-9).log()
+        log_df1, log_bias, _ = self.at(grid)
+        u = log_df1.exp() / num_samples
+        share = u / (1 + interpolate(grid, self.log_kappa, self.excess) * u)
+        gamma = interpolate(grid, self.log_kappa, self.spread) * u
+        # s and gamma fall with kappa: the branch on which both are below 1 begins here
+        first = int(((share < 1 - 1e-6) & (gamma < 1 - 1e-6)).to(torch.int8).argmax())
+        log_risk = log_bias - (1 - gamma).log()
         return grid[first:], share[first:], log_risk[first:], gamma[first:]
 
 
-def population_curve(readings: PoolReadings, log_defect: Float64[Tensor, " s"] | None = None) -> PopulationCurve:
+def population_curve(readings: PoolReadings, pairs: PairReadings | None = None) -> PopulationCurve:
     """The curves that a pool resolves, and their power-law tails.
 
-    ``log_defect`` is log d(s) at `CALIBRATION`, by default 0: the universal law. A power law whose exponent has the
-    wrong sign (a kernel of finite rank, a target without tail) is cut to a constant.
+    Without ``pairs`` the law is that of Gaussian data. A power law whose exponent has the wrong sign (a kernel of
+    finite rank, a target without tail) is cut to a constant.
 
     Raises ``ValueError`` where the pool resolves fewer than five of the ridges.
     """
-    defect = torch.zeros_like(CALIBRATION) if log_defect is None else log_defect
     keep = (readings.share <= RESOLVED) & (readings.df1 > 0.5)
     if int(keep.sum()) < 5:
         raise ValueError(f"a pool of {readings.size} points resolves no part of this kernel; enlarge the pool")
-    share, log_kappa = readings.share[keep], readings.kappa[keep].log()
-    log_df1 = readings.df1[keep].log() - interpolate(share, CALIBRATION, defect)
-    slope = torch.gradient(log_df1, spacing=(log_kappa,))[0]
-    log_bias = readings.risk[keep].log() + (1 - log_df1.exp() * (1 + slope) / readings.size).log()
+    excess, spread = _gaussian_law(readings) if pairs is None else _measured_law(readings, pairs)
+    share, log_kappa, gamma = readings.share[keep], readings.kappa[keep].log(), spread[keep] * readings.share[keep]
+    log_df1 = readings.df1[keep].log() - (1 - excess[keep] * share).log()
+    log_bias = readings.risk[keep].log() + (1 - gamma).log()
     tail = log_kappa <= log_kappa[0] + TAIL_DECADES * math.log(10)
     x = log_kappa[tail] - log_kappa[0]
     floor, exponent = _floor_and_power(x, log_bias[tail] - log_bias[0])
     straight = max(_slope(x, log_bias[tail]), 0.0)
     df1_slope = min(_slope(x, log_df1[tail]), 0.0)
-    return PopulationCurve(log_kappa, log_df1, log_bias, df1_slope, exponent, floor, straight, defect)
+    infinite = readings.df1[keep] / log_df1.exp()
+    return PopulationCurve(
+        log_kappa, log_df1, log_bias, excess[keep], spread[keep] * infinite, df1_slope, exponent, floor, straight
+    )
 
 
-def df1_defect(whole: PoolReadings, parts: Sequence[PoolReadings]) -> Float64[Tensor, " s"]:
-    """log d(s) at `CALIBRATION`: df1 of sub-pools over what the whole pool's curve has at their kappa.
+def _gaussian_law(readings: PoolReadings) -> tuple[Tensor, Tensor]:
+    """c/D_inf = 0 and w/D = df2/df1."""
+    return torch.zeros_like(readings.df1), 1 - readings.d12 / readings.df1
 
-    The whole pool reads those kappa at a smaller share of its own points, where d is closer to 1; its own d is taken
-    out by further rounds.
+
+def _measured_law(readings: PoolReadings, pairs: PairReadings) -> tuple[Tensor, Tensor]:
+    """c/D_inf and w/D at each pool ridge, from the slopes of log kappa and log G in log n at fixed lam = n k.
+
+    At fixed kappa lam changes by ``d log lam = -kappa_slope/K' d log n``, with
+    K' = d log kappa/d log k = (M - D)/(M - D + d12). As lam = kappa (n - D) that makes
+    ``dD/d log n = M + (M - D) kappa_slope/K'``, which the law says is ``D c/(n + c)``; and
+    ``d log G/d log n = risk_slope - kappa_slope G'/K'`` is -w/(n - w), G' = d log G/d log k.
     """
-    defect = torch.zeros_like(CALIBRATION)
-    for _ in range(4):
-        curve = population_curve(whole, defect)
-        rows = []
-        for part in parts:
-            order = part.share.argsort()
-            order = order[part.df1[order] > 0.5]
-            ratio = part.df1[order].log() - curve.at(part.kappa[order].log())[0]
-            rows.append(interpolate(CALIBRATION, part.share[order], ratio))
-        found = torch.stack(rows).mean(0)
-        defect = (found - found[0]).clamp_max(0).cummin(0).values  # s d^-1 must rise with s
-    return defect
+    log_ridge, log_pair = readings.pool_ridge.log(), pairs.pool_ridge.log()
+    rise = torch.gradient(readings.risk.log(), spacing=(log_ridge,))[0]
+    rise, df1, d12 = (interpolate(log_pair, log_ridge, x) for x in (rise, readings.df1, readings.d12))
+    left = readings.size - df1
+    shift = pairs.kappa_slope * (1 + d12 / left)  # kappa_slope/K'
+    # D can only seem to fall where few modes are learned: a fluctuation of O(1), which moves kappa by less than 1 %
+    gain = ((readings.size + left * shift) / df1).clamp(0, 0.8)
+    fall = (shift * rise - pairs.risk_slope).clamp_min(0)
+    gain, spread = (interpolate(log_ridge, log_pair, x) for x in (gain, fall / (1 + fall) * readings.size / df1))
+    return gain / readings.share, spread
 
 
 def _floor_and_power(x: Float64[Tensor, " n"], y: Float64[Tensor, " n"]) -> tuple[float, float]:

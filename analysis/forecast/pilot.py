@@ -1,19 +1,16 @@
 """A pilot: one kernel on M labelled points, what it forecasts by itself, and how wrong it has been on its own parts.
 
-Halves, quarters and eighths of the pool are pilots too, and what they should forecast is known: the left-out risk of
-the whole pool. From them come
+The forecast is that of the pool's curve (`ridgescope.theory.tail`), with the law of its own points. Halves of the pool
+are pilots too, and what they should forecast is known, the left-out risk of the whole pool: the mean of
+log forecast/truth, at the same s = df1/P, is the theory error. Quarters and eighths join them in the map from risk to
+accuracy.
 
-    the defect d(s) of df1 (`ridgescope.theory.tail`), from the quarters,
-    the theory error e2, e4: log forecast/truth of halves and quarters, at the same s = df1/P, averaged over the parts,
-    the map from risk to accuracy, on all parts and ridges.
-
-The error bar of a log risk adds three squares: the sampling of the pool (left-out errors of its points), the theory
-error (the larger of the mean of e2 and e4, which is also subtracted, and half their difference), and the tail (half
-the difference between the power law with and without a floor). All three grow with the distance P/M.
+The error bar of a log risk adds three squares: the sampling of the pool (a jackknife over its points), the theory
+error, and the tail (anywhere between power laws with and without a floor).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -21,11 +18,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ridgescope.theory import pool_estimator
+from ridgescope.theory import PoolEstimator, pool_estimator
+from ridgescope.theory.pairs import pair_readings
 from ridgescope.theory.tail import (
     PoolReadings,
     PopulationCurve,
-    df1_defect,
     interpolate,
     pool_readings,
     population_curve,
@@ -34,8 +31,9 @@ from ridgescope.theory.tail import (
 from ridgescope.train.errors import UserError
 
 MIN_POOL = 96  # an eighth of it still has a curve
-MAX_RATIO = 16  # P/M: three doublings are measured on parts, one more is allowed
+MAX_RATIO = 16  # P/M
 PARTS = (2, 4, 8)
+PAIR_STEP = 4  # of the grid of pool ridges: pairs of points are left out at every fourth, two a decade
 LEVEL = 0.9  # of every interval
 QUANTILE = NormalDist().inv_cdf((1 + LEVEL) / 2)
 LEARNT = 0.95  # of the mean squared target: a best risk above it means that nothing is learned
@@ -65,15 +63,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Pilot:
-    """``readings`` of the whole pool, ``parts`` of its parts by their number, the pool's curve, the theory errors of
-    halves and quarters at each s, the map to accuracy (None where targets are no classes), and the pool's own
-    eigenvalues and target powers."""
+    """``readings`` of the whole pool, ``parts`` of its parts by their number, the pool's curve, the theory error of
+    halves at each s, the map to accuracy (None where targets are no classes), and the pool's own eigenvalues and
+    target powers."""
 
     readings: PoolReadings
     parts: dict[int, list[PoolReadings]]
     curve: PopulationCurve
     error_at: Float64[Tensor, " s"]
-    errors: Float64[Tensor, "two s"]
+    error: Float64[Tensor, " s"]
     accuracy: Accuracy | None
     target_power: float
     scale: float
@@ -86,18 +84,14 @@ class Pilot:
     def risks(self, num_samples: int | float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
         """Forecast at P = ``num_samples``, on either side of M."""
         found = self.curve.forecast(num_samples, ridges)
-        straight = replace(self.curve, floor=0.0, bias_slope=self.curve.straight).forecast(num_samples, ridges)
-        reach = min(max(math.log2(num_samples / self.size), 0.0), 1.0)
-        halves, quarters = (interpolate(found.share, self.error_at, row) for row in self.errors)
-        bias = reach * (halves + quarters) / 2
-        theory = torch.maximum(bias.abs(), reach * (halves - quarters).abs() / 2)
-        tail = (straight.test / found.test).log() / 2
+        doublings = max(math.log2(num_samples / self.size), 0.0)
+        theory = min(doublings, 1.0) * interpolate(found.share, self.error_at, self.error)
         order = self.readings.kappa.argsort()
         sampling = interpolate(found.kappa.log(), self.readings.kappa[order].log(), self.readings.risk_se[order])
-        # no theory is exact: a per cent for each doubling beyond what was measured on parts
-        doublings = max(math.log2(num_samples / self.size) - 1, 0.0)
-        se = (sampling**2 + theory**2 + tail**2 + (0.01 * doublings) ** 2).sqrt()
-        return PilotRisks(found.test.log() - bias, se, found.kappa, found.share, found.beyond)
+        # no theory is exact: a per cent for each doubling beyond the one that was measured on halves
+        beyond = 0.01 * max(doublings - 1, 0.0)
+        se = (sampling**2 + theory**2 + found.tail_error**2 / 3 + beyond**2).sqrt()  # a uniform law between the tails
+        return PilotRisks(found.test.log(), se, found.kappa, found.share, found.beyond)
 
     @property
     def noise_exceeds_signal(self) -> bool:
@@ -106,7 +100,7 @@ class Pilot:
 
 
 def make_pilot(gram: Float64[Tensor, "m m"], targets: Float64[Tensor, "m c"]) -> Pilot:
-    """Decompose a pool and its parts: one ``eigh`` of M points, and 3/8 of one for the parts.
+    """Decompose a pool and its parts, leave out pairs: 1.3 ``eigh`` of M points and about 20 products of M x M.
 
     ``gram`` is the unnormalised kernel, ``targets`` (M, C) one row per point, both in random order of the points.
 
@@ -122,31 +116,48 @@ def make_pilot(gram: Float64[Tensor, "m m"], targets: Float64[Tensor, "m c"]) ->
     require_distinct(gram)
     whole = pool_estimator(gram, targets)
     grid = ridge_grid(whole)
-    readings = pool_readings(whole, grid)
-    parts = {number: _parts(gram, targets, number, grid) for number in PARTS}
-    defect = df1_defect(readings, parts[4])
-    curve = population_curve(readings, defect)
+    readings, curve = _read(whole, grid)
+    halves = [_read(part, grid) for part in _parts(gram, targets, 2)]
+    parts = {number: [pool_readings(part, grid) for part in _parts(gram, targets, number)] for number in PARTS[1:]}
+    parts = {2: [half for half, _ in halves], **parts}
+    forecasts = torch.stack([half.forecast(size, grid).test for _, half in halves])
     kept = (readings.share > 1e-3) & (readings.share < 0.995)
     order = readings.share[kept].argsort()
-    errors = [_theory_error(readings, parts[number], defect)[kept][order] for number in (2, 4)]
-    everything = [readings, *(part for some in parts.values() for part in some)]
-    scale = float(gram.diagonal().mean())
-    accuracy = _accuracy(everything)
-    spectrum = (whole.eigenvalues, whole.target_power)
-    shares, stacked = readings.share[kept][order], torch.stack(errors)
-    return Pilot(readings, parts, curve, shares, stacked, accuracy, power, scale, spectrum)
+    return Pilot(
+        readings,
+        parts,
+        curve,
+        error_at=readings.share[kept][order],
+        error=(forecasts / readings.risk).log().mean(0)[kept][order],
+        accuracy=_accuracy([readings, *(part for some in parts.values() for part in some)]),
+        target_power=power,
+        scale=float(gram.diagonal().mean()),
+        spectrum=(whole.eigenvalues, whole.target_power),
+    )
 
 
-def _parts(gram: Tensor, targets: Tensor, number: int, grid: Tensor) -> list[PoolReadings]:
+def _parts(gram: Tensor, targets: Tensor, number: int) -> Iterator[PoolEstimator]:
     size = len(gram) // number
-    cuts = [slice(i * size, (i + 1) * size) for i in range(number)]
-    return [pool_readings(pool_estimator(gram[cut, cut].contiguous(), targets[cut]), grid) for cut in cuts]
+    for i in range(number):
+        cut = slice(i * size, (i + 1) * size)
+        yield pool_estimator(gram[cut, cut].contiguous(), targets[cut])
 
 
-def _theory_error(whole: PoolReadings, parts: Sequence[PoolReadings], defect: Tensor) -> Tensor:
-    """log forecast/truth at each pool ridge of the whole, averaged over the parts that forecast it."""
-    forecasts = [population_curve(part, defect).forecast(whole.size, whole.pool_ridge).test for part in parts]
-    return (torch.stack(forecasts) / whole.risk).log().mean(0)
+def _read(pool: PoolEstimator, grid: Tensor) -> tuple[PoolReadings, PopulationCurve]:
+    """Readings, with the jackknife's error of the risk, and the curve with the law of the pool's own points."""
+    readings = pool_readings(pool, grid)
+    pairs = pair_readings(pool, grid[_pair_places(readings)])
+    error = interpolate(grid.log(), pairs.pool_ridge.log(), pairs.risk_se)
+    return replace(readings, risk_se=error), population_curve(readings, pairs)
+
+
+def _pair_places(readings: PoolReadings) -> Tensor:
+    """Every fourth ridge that the pool resolves; of those at which nothing changes any more only the smallest."""
+    places = ((readings.df1 > 0.5) & (readings.share < 0.95)).nonzero()[:, 0][::PAIR_STEP]
+    columns = torch.stack([readings.df1[places].log(), readings.risk[places].log()])
+    changed = ((columns - columns[:, :1]).abs() > 0.005).any(0)
+    changed[0] = True
+    return places[changed]
 
 
 def _accuracy(parts: Sequence[PoolReadings]) -> Accuracy | None:
