@@ -5,7 +5,7 @@
     python benchmarks/finite_width_conv.py --examples [--features 2048 8192 32768]
 
 One row per cell (data, readout, P, width, ridge): simulated and predicted test risk, the excess of the risk over
-infinite width, kappa_1 (inverse mean of the resolvent's trace), seconds. ReLU, ntk parameterisation, 3x3 filters.
+infinite width, kappa_1 (inverse mean of the resolvent's trace), seconds. ntk parameterisation, 3x3 filters.
 Targets are the parity of the label. ``--examples`` computes the law from five sets of examples and draws nothing.
 """
 
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[100])
     parser.add_argument("--widths", nargs="+", type=int, default=[4, 8, 16, 64])
     parser.add_argument("--ridges", nargs="+", type=float, default=RIDGES)
+    parser.add_argument("--activation", default="relu")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--draws", type=int, default=48)
     parser.add_argument("--tests", type=int, default=200)
