@@ -141,7 +141,8 @@ def _attribution(experiment: Path, cell: Cell, networks: pd.DataFrame, architect
     rows = networks[networks["run"] == cell.name]
     predictions = read_tensors(experiment / "measurements" / f"{cell.name}.safetensors")
     targets = cell.data().test_targets
-    return pd.DataFrame(attribute_cell(rows, predictions, targets, None if pool is None else pool.estimator))
+    terms = attribute_cell(rows, predictions, targets, None if pool is None else pool.estimator)
+    return pd.DataFrame(terms, columns=list(ATTRIBUTION_COLUMNS))
 
 
 def _concatenate(frames: list[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
