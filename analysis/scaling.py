@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ridgescope.analysis.cells import setting_labels, usable
 from ridgescope.analysis.equivalence import FloatArray, IntArray
@@ -126,24 +127,33 @@ def _onset(mine: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _onset_of(kept: pd.DataFrame) -> list[dict[str, Any]]:
-    """``ratio``: risk over that at infinite width. Where it does not pass 2 within the sizes there is no P_1/2."""
+    """``ratio``: risk over that at infinite width. Where it does not pass 2 within the sizes there is no P_1/2.
+
+    The exponent is that of the widest widths in a row that have one: narrower ones are beyond the interpolation peak.
+    """
     places = kept[["width", "P"]].drop_duplicates().sort_values(["width", "P"]).to_numpy(np.float64)
     widths = np.unique(places[:, 0])
     parts = [places[:, 0] == width for width in widths]
 
-    def statistic(means: FloatArray) -> FloatArray:
-        halves = np.stack([crossings(places[part, 1], means[:, 0, part]) for part in parts], axis=1)
-        known = np.isfinite(halves[0])
-        if known.sum() < LEAST:
-            return np.column_stack([halves, np.full(len(halves), math.nan)])
-        return np.column_stack([halves, slopes(widths[known], np.exp(halves[:, known]))])
+    def halves(means: FloatArray) -> FloatArray:
+        return np.stack([crossings(places[part, 1], means[:, 0, part]) for part in parts], axis=1)
 
-    *found, exponent = resampled(kept, ["width", "P"], ["ratio"], statistic)
-    known = [(width, one) for width, one in zip(widths, found, strict=True) if math.isfinite(one.value)]
-    rows = [{"width": width} | _row("onset", "P", _exp(one), None, 2) for width, one in known]
-    if math.isfinite(exponent.value):
-        rows.append(_row("onset exponent", "N", exponent, None, len(known)))
-    return rows
+    whole = kept.groupby(["width", "P"])["ratio"].mean().to_numpy(np.float64)
+    run = last_run(np.isfinite(halves(whole[None, None])[0]))
+
+    def statistic(means: FloatArray) -> FloatArray:
+        found = halves(means)
+        if run.sum() < LEAST:
+            return found
+        return np.column_stack([found, slopes(widths[run], np.exp(found[:, run]))])
+
+    found = resampled(kept, ["width", "P"], ["ratio"], statistic)
+    rows = [
+        {"width": width} | _row("onset", "P", _exp(one), None, 2)
+        for width, one in zip(widths, found, strict=False)
+        if math.isfinite(one.value)
+    ]
+    return rows + [_row("onset exponent", "N", one, None, int(run.sum())) for one in found[len(widths) :]]
 
 
 def _descents(mine: pd.DataFrame) -> list[dict[str, Any]]:
@@ -209,6 +219,16 @@ def crossings(sizes: FloatArray, ratio: FloatArray) -> FloatArray:
             place = math.log(sizes[k]) + math.log(sizes[k + 1] / sizes[k]) * a / (a - b)
             found = np.where((a < 0) & (b >= 0), place, found)
     return np.where(np.isnan(height).any(axis=1), math.nan, found)
+
+
+def last_run(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The last true entries in a row."""
+    run = np.zeros_like(known)
+    for k in reversed(range(len(known))):
+        if run.any() and not known[k]:
+            break
+        run[k] = known[k]
+    return run
 
 
 def peaks(log_risk: FloatArray) -> tuple[FloatArray, IntArray]:

@@ -131,6 +131,15 @@ def test_the_onset_is_where_half_of_the_risk_is_due_to_the_width() -> None:
         assert onset.loc[width, "value"] == pytest.approx(10 * width**0.5, rel=0.04)
     exponent = found[(found["kind"] == "onset exponent") & (found["who"] == "kernel")].iloc[0]
     assert exponent["value"] == pytest.approx(0.5, abs=max(3 * exponent["se"], 0.01))
+
+    # a width beyond the peak, whose excess falls through 1 and back, is none of the series
+    def broken(n: int, p: int) -> float:
+        return 3.0 if n == 8 else 1 + p / (10 * n**0.5)
+
+    odd = networks(broken, lambda p: 1.0, width=(6, 8, 16, 64, 256), P=(10, 20, 40, 80, 160, 320))
+    exponent = scaling_table(odd).query("kind == 'onset exponent' and who == 'kernel'").iloc[0]
+    assert exponent["points"] == 3
+    assert exponent["value"] == pytest.approx(0.5, abs=max(3 * exponent["se"], 0.01))
     lazy = networks(lambda n, p: 1.5, lambda p: 1.0, width=(16, 64, 256), P=(20, 40))
     assert not (scaling_table(lazy)["kind"].isin(["onset", "onset exponent"])).any()
 
