@@ -146,8 +146,11 @@ def _needed(pilot: Pilot, size: int | float, half: float) -> str:
 
 
 def _best(risks: PilotRisks) -> int:
-    """Where the upper end of the interval is least: a least risk that only noise has made is not chosen."""
-    return int((risks.log_risk + QUANTILE * risks.se).argmin())
+    """Where the risk and its sampling error's upper end are least: not where only noise has made a risk small.
+
+    The error of the tail does not count: it grows steadily towards small ridges, and would always choose larger ones.
+    """
+    return int((risks.log_risk + QUANTILE * risks.noise).argmin())
 
 
 def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:

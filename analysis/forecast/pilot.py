@@ -41,10 +41,11 @@ LEARNT = 0.95  # of the mean squared target: a best risk above it means that not
 
 @dataclass(frozen=True)
 class PilotRisks:
-    """At one P, for each ridge: log risk, its standard error, and where it stands."""
+    """At one P, for each ridge: log risk, its standard error, the part of it that is sampling, and where it stands."""
 
     log_risk: Float64[Tensor, " n"]
     se: Float64[Tensor, " n"]
+    noise: Float64[Tensor, " n"]
     kappa: Float64[Tensor, " n"]
     share: Float64[Tensor, " n"]
     beyond: Float64[Tensor, " n"]
@@ -91,7 +92,7 @@ class Pilot:
         # no theory is exact: a per cent for each doubling beyond the one that was measured on halves
         beyond = 0.01 * max(doublings - 1, 0.0)
         se = (sampling**2 + theory**2 + found.tail_error**2 / 3 + beyond**2).sqrt()  # a uniform law between the tails
-        return PilotRisks(found.test.log(), se, found.kappa, found.share, found.beyond)
+        return PilotRisks(found.test.log(), se, sampling, found.kappa, found.share, found.beyond)
 
     @property
     def noise_exceeds_signal(self) -> bool:

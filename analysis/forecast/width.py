@@ -37,9 +37,8 @@ class WidthPilots:
         each = [pilot.risks(num_samples, ridges) for pilot in self.pilots]
         log_risk = torch.stack([risks.log_risk for risks in each])
         draws = log_risk.std(0) / len(each) ** 0.5 if len(each) > 1 else torch.zeros_like(log_risk[0])
-        mean = {
-            name: torch.stack([getattr(r, name) for r in each]).mean(0) for name in ("se", "kappa", "share", "beyond")
-        }
+        names = ("se", "noise", "kappa", "share", "beyond")
+        mean = {name: torch.stack([getattr(r, name) for r in each]).mean(0) for name in names}
         mean["se"] = (mean["se"] ** 2 + draws**2).sqrt()
         return PilotRisks(log_risk.mean(0), **mean)
 
@@ -117,7 +116,8 @@ def at_width(
     guess = abs(t) * (b.log_risk - a.log_risk).abs() / 2 if extrapolated else torch.zeros_like(a.se)
     se = (torch.maximum(a.se, b.se) ** 2 + guess**2).sqrt()
     kappa = (a.kappa.log() + t * (b.kappa.log() - a.kappa.log())).exp()
-    return PilotRisks(mixed["log_risk"], se, kappa, mixed["share"], mixed["beyond"]), extrapolated
+    noise = torch.maximum(a.noise, b.noise)
+    return PilotRisks(mixed["log_risk"], se, noise, kappa, mixed["share"], mixed["beyond"]), extrapolated
 
 
 def paying_members(floor: int | float, gain: int | float = 0.01, most: int = 64) -> int:
