@@ -104,7 +104,7 @@ def train_cell(
         _describe(folder, config, identity, data, network, initial)
         members = design_members(design, seeds, num_draws, ridges)
         cost = optimiser.bytes_per_member(network.num_parameters, residuals, initial.element_size())
-        one = network.activation_bytes(initial[:1], data.pool_inputs[:1])
+        one = sum(network.activation_sizes(initial[:1], data.pool_inputs[:1]))
         # kept for a backward pass, and about as much again in its temporaries and in a forward derivative; the inputs
         cost += 3 * one * (batch_size or num_samples)
         cost += num_samples * data.pool_inputs[0].numel() * initial.element_size()

@@ -95,15 +95,17 @@ class FlatNetwork:
 
         return vmap(one)(parameters, inputs)
 
-    def activation_bytes(self, theta: Tensor, x: Tensor) -> int:
-        """What autograd keeps for the backward pass of one member, theta (1, p), for each input like x (1, ...).
+    def activation_sizes(self, theta: Tensor, x: Tensor) -> list[int]:
+        """Bytes of each array that autograd keeps for the backward pass of one member, theta (1, p), for each input
+        like x (1, ...).
 
-        The difference between two inputs and one: parameters, and what derives from them alone, drop out.
+        The differences between two inputs and one: parameters, and what derives from them alone, drop out.
         """
         theta = theta.detach().clone().requires_grad_()
-        return self._kept_bytes(theta, torch.cat([x, x])[None]) - self._kept_bytes(theta, x[None].clone())
+        one, two = (self._kept_bytes(theta, inputs[None]) for inputs in (x.clone(), torch.cat([x, x])))
+        return [more - less for less, more in zip(one, two, strict=True)]
 
-    def _kept_bytes(self, theta: Tensor, inputs: Tensor) -> int:
+    def _kept_bytes(self, theta: Tensor, inputs: Tensor) -> list[int]:
         kept: dict[int, int] = {}
 
         def count(tensor: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ class FlatNetwork:
             outputs = self.outputs(theta, inputs)
         del outputs  # until here the graph kept them all alive: no address was used twice
         kept.pop(inputs.untyped_storage().data_ptr(), None)  # held anyway
-        return sum(kept.values())
+        return list(kept.values())
 
 
 def initialise(

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
-from ridgescope.train.ensemble import FlatNetwork, Forward, Member
+from ridgescope.train.ensemble import FlatNetwork, Forward, Member, members_per_program
 from ridgescope.train.errors import UserError
 from ridgescope.train.lbfgs import EnsembleLBFGS, Linear
 from ridgescope.train.optimisers import OptimiserFactory
@@ -36,6 +36,9 @@ from ridgescope.train.optimisers import OptimiserFactory
 Status = Literal["converged", "stagnated", "stopped", "not converged", "diverged"]
 
 _WINDOW = 20  # evaluations of a line search in which a loss must still fall
+# The C library keeps freed arrays of up to 32 MB for the next ones; larger ones go back to the system, and their pages
+# cost as much as the arithmetic on them.
+_REUSED = 32 * 2**20 - 4096
 _JUDGED_EPOCHS = 10  # of minibatches between two judgements, each of which costs about an epoch's work
 
 # What a step changes, with theta; everything else follows from the config.
@@ -137,11 +140,22 @@ class EnsembleTraining(L.LightningModule):
         self._view: tuple[Tensor, Tensor] | None = None
         # the same memory at every step: fresh memory costs as much as the arithmetic on it
         self._rows, self._moved = torch.empty_like(self.initial), torch.empty_like(self.initial)
+        self._group = self._members_at_once()
         everyone = torch.arange(len(self.members), device=self.device)
         with torch.no_grad():
             self.offset = self._raw(
                 self.network.unflatten(self.initial), everyone, self._points(everyone)[0]
             )  # h0: (E, P, C)
+
+    def _members_at_once(self) -> int:
+        """How many members are evaluated together: on a CPU so many that no step asks for fresh memory."""
+        if self.device.type != "cpu":
+            return len(self.members)
+        points, one = self.batch_size or self.num_samples, self.initial[:1]
+        arrays = [points * size for size in self.network.activation_sizes(one, self.inputs[0, :1])]
+        arrays += [size * one.itemsize for size in self.network.sizes]
+        threads = torch.get_num_threads()
+        return max(1, members_per_program(max(arrays), _REUSED) // threads) * threads
 
     def training_step(self, positions: Tensor, batch_idx: int) -> None:
         optimiser = self.optimizers()
@@ -278,7 +292,7 @@ class EnsembleTraining(L.LightningModule):
         return 2 * (top + self.penalty)
 
     def _raw(
-        self, parameters: dict[str, Tensor], index: Tensor, inputs: Tensor, forward: Forward | None = None
+        self, parameters: dict[str, Tensor], index: Tensor | slice, inputs: Tensor, forward: Forward | None = None
     ) -> Tensor:
         """h (k, b, C) of members ``index`` (k,) at their parameters (k, *shape) on inputs (k, b, ...)."""
         if not self.linearised:
@@ -310,33 +324,46 @@ class EnsembleTraining(L.LightningModule):
         """Losses (E,), fresh for the members still training; leaves their gradients in ``theta.grad``."""
         everyone = self.num_active == len(self.members)
         busy = torch.arange(len(self.members), device=self.device) if everyone else self.active.nonzero()[:, 0]
-        with torch.enable_grad():
-            theta = self.theta.detach() if everyone else self.theta.detach()[busy]
-            parameters = {name: value.requires_grad_() for name, value in self.network.unflatten(theta).items()}
-            inputs, targets = self._batch(busy, positions)
-            offset = self.offset if len(positions) == self.num_samples else self.offset[:, positions]
-            offset = offset if everyone else offset[busy]
-            residual = self.alpha * (self._raw(parameters, busy, inputs) - offset) - targets
-            fits = residual.square().sum((1, 2)) / residual.shape[1]
-            gradients = torch.autograd.grad(fits.sum(), list(parameters.values()))
+        inputs, targets = self._batch(busy, positions)
+        offset = self.offset if len(positions) == self.num_samples else self.offset[:, positions]
+        offset = offset if everyone else offset[busy]
+        gradient, found = self._rows[: len(busy)], []
+        for start in range(0, len(busy), self._group):
+            some = slice(start, start + self._group)
+            rows = some if everyone else busy[some]
+            found.append(self._evaluate_group(rows, inputs[some], targets[some], offset[some], gradient[some]))
+        losses, fits = (torch.cat(parts) for parts in zip(*found, strict=True))
         with torch.no_grad():
-            gradient = torch.cat([part.flatten(1) for part in gradients], dim=1, out=self._rows[: len(busy)])
-            losses, penalty = fits.detach(), self.penalty[busy]
-            if self.penalised:
-                start = self.initial if everyone else self.initial[busy]
-                moved = torch.sub(theta, start, out=self._moved[: len(busy)])
-                losses = losses + penalty * torch.linalg.vector_norm(moved, dim=1).square()
-                gradient.addcmul_(moved, 2 * penalty[:, None])
             if everyone:
-                self.theta.grad, self.losses, self.fits = gradient, losses, fits.detach()
+                self.theta.grad, self.losses, self.fits = gradient, losses, fits
             else:
                 self.theta.grad = torch.zeros_like(self.theta)
                 self.theta.grad[busy] = gradient
                 self.losses = self.losses.index_put((busy,), losses)
-                self.fits = self.fits.index_put((busy,), fits.detach())
+                self.fits = self.fits.index_put((busy,), fits)
             if count:
                 self.steps += self.active
         return self.losses
+
+    def _evaluate_group(
+        self, rows: Tensor | slice, inputs: Tensor, targets: Tensor, offset: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and fits (k,) of the members ``rows`` on their points (k, b, ...); ``gradient`` (k, p) is filled."""
+        theta = self.theta.detach()[rows]
+        with torch.enable_grad():
+            parameters = {name: value.requires_grad_() for name, value in self.network.unflatten(theta).items()}
+            residual = self.alpha * (self._raw(parameters, rows, inputs) - offset) - targets
+            fits = residual.square().sum((1, 2)) / residual.shape[1]
+            gradients = torch.autograd.grad(fits.sum(), list(parameters.values()))
+        with torch.no_grad():
+            torch.cat([part.flatten(1) for part in gradients], dim=1, out=gradient)
+            fits = fits.detach()
+            if not self.penalised:
+                return fits, fits
+            moved = torch.sub(theta, self.initial[rows], out=self._moved[: len(theta)])
+            penalty = self.penalty[rows]
+            gradient.addcmul_(moved, 2 * penalty[:, None])
+            return fits + penalty * torch.linalg.vector_norm(moved, dim=1).square(), fits
 
     def _settle(self, optimiser: torch.optim.Optimizer | None) -> None:
         """Update gaps; retire members that have converged or diverged."""

@@ -44,4 +44,5 @@ def test_submitit_on_slurm(in_process: dict[str, bytes], ridgescope: Callable[..
     job = ("hydra.launcher.timeout_min=10", "hydra.launcher.mem_gb=2", "hydra.launcher.cpus_per_task=1")
     ridgescope("train", "-m", "hydra/launcher=submitit_slurm", *job, *SWEEP)
     assert results(tmp_path / "runs" / "sweep" / "cells") == in_process
-    assert list(tmp_path.glob(".submitit/*/*_log.out"))
+    assert list(tmp_path.glob("runs/sweep/.submitit/*/*_log.out"))
+    assert not (tmp_path / "multirun.yaml").exists()  # Hydra's own files lie in the sweep's folder
