@@ -22,6 +22,7 @@ from ridgescope.train.cell import train_cell
 from ridgescope.train.data import PreparedData, Splits, prepare_data
 from ridgescope.train.files import read_json, read_tensors
 from ridgescope.train.optimisers import KernelLBFGS
+from ridgescope.train.progress import quiet
 
 LARGE, SMALL, POOL = slice(0, 600), slice(600, 800), slice(800, 1200)
 RIDGE = 1e-3
@@ -77,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alpha", nargs="+", type=float, default=[0.1, 10.0])
     options = parser.parse_args()
+    quiet()
     data = load()
     model = MLP((1, 8, 8), 1, width=64, depth=2, activation="relu", generator=torch.Generator().manual_seed(0))
     x, y = data.pool_inputs[POOL], data.pool_targets[POOL]
