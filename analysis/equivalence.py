@@ -151,11 +151,11 @@ def equivalence(ratios: pd.DataFrame, factors: Sequence[str], confidence: float 
         return replace(point, note=note or f"a cell has a single {' or '.join(factors)}")
 
     error, freedom = _error(clusters, np.full(num_cells, 1.0 / num_cells))
-    half = _half_width(error, freedom, confidence)
+    half = half_width(error, freedom, confidence)
     # d rms / d cell_mean = x (1 + x) / (cells * rms), with x the relative deviation of the cell
     gradient = relative * (1 + relative) / (num_cells * rms) if rms > 0 else np.zeros(num_cells)
     rms_error, rms_freedom = _error(clusters, gradient)
-    rms_half = _half_width(rms_error, rms_freedom, confidence)
+    rms_half = half_width(rms_error, rms_freedom, confidence)
     scatter = sum(float(np.sum(cluster.totals**2)) for cluster in clusters) / num_cells
     beyond_scatter = math.sqrt(max(rms**2 - scatter, 0.0))
     rms_low = beyond_scatter - rms_half * rms / beyond_scatter if beyond_scatter else 0.0
@@ -207,7 +207,8 @@ def _error(clusters: list[_Clusters], weights: FloatArray) -> tuple[float, float
     return math.sqrt(variance), freedom
 
 
-def _half_width(error: float, freedom: float, confidence: float) -> float:
+def half_width(error: float, freedom: float, confidence: float) -> float:
+    """Of a two-sided Student interval."""
     return error * float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 

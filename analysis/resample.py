@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
-from ridgescope.analysis.equivalence import CONFIDENCE, FloatArray, IntArray, independent_levels
+from ridgescope.analysis.equivalence import CONFIDENCE, FloatArray, IntArray, half_width, independent_levels
 
 LOST = 0.1  # share of resamples without a value beyond which the statistic has no interval
 
@@ -68,7 +67,7 @@ def _estimate(value: float, parts: list[float], freedom: list[int]) -> Estimate:
         return Estimate(value, math.nan, math.nan, math.nan)
     se = math.sqrt(variance)
     satterthwaite = variance**2 / sum(p**2 / f for p, f in zip(parts, freedom, strict=True)) if variance else 1.0
-    half = se * float(special.stdtrit(satterthwaite, (1 + CONFIDENCE) / 2))
+    half = half_width(se, satterthwaite, CONFIDENCE)
     return Estimate(value, se, value - half, value + half)
 
 

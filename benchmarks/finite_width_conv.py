@@ -15,43 +15,28 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from finite_width_depth import inputs, regress
 
 from ridgescope.analysis.finite_width_conv import FEATURES, channel_kernel
 from ridgescope.models import CNN, empirical_ntk, infinite_ntk
-from ridgescope.theory import kernel_ridge
 from ridgescope.theory.blocks import sampled_law
-from ridgescope.train.data import prepare_data
 
 RIDGES = [1e-2, 1e-3, 1e-4, 1e-5]
-POOLS = {"digits": 1297, "fashion_mnist": 4000}
-
-
-def inputs(options: argparse.Namespace, name: str, size: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Training points first; inputs (n, *shape), targets (n, 1) and the shape of an input."""
-    data = prepare_data(
-        name, train_size=size, pool_size=POOLS[name], test_size=500, num_draws=1, target="parity", seed=7
-    )
-    index = data.splits.train[0]
-    x = torch.cat([data.pool_inputs[index], data.test_inputs[: options.tests]])
-    return x, torch.cat([data.pool_targets[index], data.test_targets[: options.tests]]), data.in_shape
-
-
-def regress(kernel: Tensor, y: Tensor, size: int, ridge: float) -> tuple[float, float]:
-    """1/kappa_1 and test risk of a kernel on all points."""
-    gram = kernel[:size, :size]
-    prediction = kernel[size:, :size] @ kernel_ridge(gram, y[:size], ridge).dual
-    inverse = 1 / (torch.linalg.eigvalsh(gram).clamp_min(0) + size * ridge)
-    return float(inverse.sum()), float((y[size:] - prediction).square().sum(1).mean())
 
 
 def cells(name: str, readout: str, size: int, width: int, options: argparse.Namespace) -> list[dict[str, object]]:
-    x, y, shape = inputs(options, name, size)
+    x, y = inputs(name, size, options.tests)
 
     def network(seed: int) -> CNN:
         generator = torch.Generator().manual_seed(seed)
         return CNN(
-            shape, y.shape[1], width=width, depth=1, readout=readout, strides=options.stride, generator=generator
+            tuple(x.shape[1:]),
+            y.shape[1],
+            width=width,
+            depth=1,
+            readout=readout,
+            strides=options.stride,
+            generator=generator,
         )
 
     began = time.perf_counter()
@@ -59,15 +44,16 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
     for draw in range(options.draws):
         one = network(1000 * width + draw)
         kernel = empirical_ntk(one, None, x, form="trace") / one.kernel_scale
-        found.append([regress(kernel, y, size, ridge) for ridge in options.ridges])
+        found.append(regress(kernel[:size, :size], kernel[size:, :size], y, options.ridges))
     drawn_seconds = (time.perf_counter() - began) / len(options.ridges)
     sample = torch.tensor(found, dtype=torch.float64)  # (draws, ridges, 2)
     mean, error = sample.mean(0), sample.std(0) / options.draws**0.5
     limit = infinite_ntk(network(0), x).ntk
     examples = channel_kernel(network(0), x[:size], x[size:])
+    of_limit = regress(limit[:size, :size], limit[size:, :size], y, options.ridges)
     rows, start = [], None
     for i, ridge in enumerate(options.ridges):
-        infinite = regress(limit, y, size, ridge)[1]
+        infinite = of_limit[i][1]
         began = time.perf_counter()
         law = sampled_law(examples, y[:size], y[size:], width=width, ridge=ridge, start=start)
         seconds, start = time.perf_counter() - began, law.orders
@@ -119,13 +105,13 @@ def summary(table: pd.DataFrame) -> str:
 def examples_error(options: argparse.Namespace) -> str:
     """Relative spread of the law's risk over five sets of examples, for each number of features."""
     size = options.sizes[0]
-    x, y, shape = inputs(options, options.data[0], size)
+    x, y = inputs(options.data[0], size, options.tests)
     lines = [
         f"| readout | features | {' | '.join(f'N={w}, lam={r:g}' for w in options.widths for r in options.ridges)} |",
         "|---" * (2 + len(options.widths) * len(options.ridges)) + "|",
     ]
     for readout in options.readouts:
-        network = CNN(shape, 1, width=1, depth=1, readout=readout, generator=torch.Generator())
+        network = CNN(tuple(x.shape[1:]), 1, width=1, depth=1, readout=readout, generator=torch.Generator())
         for count in options.features:
             risks = []
             for seed in range(0, 50, 10):

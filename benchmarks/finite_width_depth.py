@@ -29,12 +29,12 @@ POOLS = {"digits": 1297, "fashion_mnist": 4000}
 
 
 def inputs(name: str, size: int, tests: int) -> tuple[Tensor, Tensor]:
-    """Training points first; inputs (n, d) and targets (n, 1)."""
+    """Training points first; inputs (n, *shape) and targets (n, 1)."""
     data = prepare_data(
         name, train_size=size, pool_size=POOLS[name], test_size=500, num_draws=1, target="parity", seed=7
     )
     index = data.splits.train[0]
-    x = torch.cat([data.pool_inputs[index], data.test_inputs[:tests]]).flatten(1)
+    x = torch.cat([data.pool_inputs[index], data.test_inputs[:tests]])
     return x, torch.cat([data.pool_targets[index], data.test_targets[:tests]])
 
 
@@ -75,7 +75,8 @@ def regress(gram: Tensor, cross: Tensor, y: Tensor, ridges: list[float]) -> list
 
 
 def cells(name: str, depth: int, size: int, width: int, options: argparse.Namespace) -> list[dict[str, object]]:
-    x, y = inputs(name, size, options.tests)
+    images, y = inputs(name, size, options.tests)
+    x = images.flatten(1)
     generator = torch.Generator().manual_seed(1000 * depth + width)
     began = time.perf_counter()
     draws = [
