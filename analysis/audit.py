@@ -19,13 +19,13 @@ Letters: M pool points, P samples, C outputs, R = (K/P + lam)^-1.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ridgescope.analysis.rows import FOREIGN, Row
 from ridgescope.theory import (
     PoolEstimator,
     PoolPrediction,
@@ -47,8 +47,6 @@ from ridgescope.train.errors import UserError
 
 ROUTES = ("spectrum", "resolvent", "left_out", "loo", "ratio", "modes")
 DATA, GAUSSIAN, ELLIPTICAL = "data", "Gaussian control", "elliptical control"
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -156,9 +154,8 @@ class _Theory:
 
 
 def _identity(model: str, label: str, size: int, draw: int, points: int) -> Row:
-    fixed = {"depth": 0, "activation": "", "parameterisation": "", "alpha": 1.0, "width": 0, "seed": 0}
     named = {"run": f"{model}, P={size}", "data": label, "model": model, "P": size, "draw": draw, "points": points}
-    return named | fixed | {"converged": True}
+    return named | FOREIGN | {"seed": 0, "converged": True}
 
 
 def _training_set(

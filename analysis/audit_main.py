@@ -24,6 +24,7 @@ from ridgescope.analysis.faults import Finding, kernel_findings, network_finding
 from ridgescope.analysis.foreign import Given, build, load_points, load_weights, trained_files
 from ridgescope.analysis.report.audit_page import write_audit
 from ridgescope.analysis.report.audit_terminal import print_audit
+from ridgescope.analysis.rows import FOREIGN
 from ridgescope.analysis.verdict import evaluate, failed_required
 from ridgescope.models import empirical_ntk
 from ridgescope.train.config import DataConfig, checked, parse_memory
@@ -249,8 +250,8 @@ def _networks(plain: dict[str, Any], network: nn.Module, dtype: torch.dtype) -> 
 
 def network_identity(model: str, data: str, seed: int, draw: int) -> dict[str, Any]:
     """The columns by which ``evaluate`` tells networks apart, for one that has none of ours."""
-    fixed = {"depth": 0, "activation": "", "parameterisation": "", "alpha": 1.0, "width": 0, "converged": True}
-    return {"run": f"{model} {seed}-{draw}", "data": data, "model": model, "seed": seed, "draw": draw} | fixed
+    named = {"run": f"{model} {seed}-{draw}", "data": data, "model": model, "seed": seed, "draw": draw}
+    return named | FOREIGN | {"converged": True}
 
 
 def _doubled(points: Points) -> Points:

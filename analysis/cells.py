@@ -1,14 +1,18 @@
 """From networks to cells: averages over seeds and draws, and what the effective ridge of a cell is made of.
 
-A *setting* is what an experiment holds fixed (data, model, depth, ...); a *cell* is a setting at one
+A *setting* is what an experiment holds fixed (data, model, how it is trained, ...); a *cell* is a setting at one
 width, sample size P and ridge lam. The networks of a cell differ in the initialisation seed and in the
 draw of the training set.
 """
 
+import json
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-SETTING = ("data", "model", "depth", "activation", "parameterisation", "alpha")
+ARCHITECTURE = ("data", "model", "depth", "activation", "parameterisation", "options")  # what decides a kernel
+SETTING = (*ARCHITECTURE, "alpha", "training")
 CELL = (*SETTING, "width", "P", "ridge")
 
 # These exist for any network but mean something only where training reached its optimum.
@@ -88,10 +92,30 @@ def setting_labels(networks: pd.DataFrame) -> pd.Series:
     labels = networks["model"].astype(str)
     for column in SETTING:
         varies = networks.groupby("model")[column].transform("nunique") > 1
-        if column != "model" and varies.any():
-            value = networks[column].map(lambda v: f"{v:g}" if isinstance(v, int | float) else str(v))
+        if column in ("options", "training"):
+            labels += _differing(networks, column)
+        elif column != "model" and varies.any():
+            value = networks[column].map(_shown)
             labels = labels.where(~varies, labels + f", {column} " + value)
     return labels
+
+
+def _differing(networks: pd.DataFrame, column: str) -> pd.Series:
+    """Of each network's options those that another network of its model has otherwise: ', readout pool'."""
+    options = networks[column].map(json.loads)
+    words = {}
+    for _, mine in options.groupby(networks["model"].to_numpy()):
+        names = sorted({name for some in mine for name in some})
+        differ = [name for name in names if mine.map(lambda some, name=name: json.dumps(some.get(name))).nunique() > 1]
+        for row, some in mine.items():
+            words[row] = "".join(f", {name.rpartition('.')[2]} {_shown(some.get(name))}" for name in differ)
+    return pd.Series(words, dtype=object).reindex(networks.index)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
 
 
 def usable(networks: pd.DataFrame) -> pd.DataFrame:

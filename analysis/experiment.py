@@ -19,19 +19,11 @@ import pandas as pd
 import torch
 
 from ridgescope.analysis.attribution import ATTRIBUTION_COLUMNS, attribute_cell
+from ridgescope.analysis.cells import ARCHITECTURE, SETTING
+from ridgescope.analysis.infinite import PoolKernels, infinite_width, pool_kernels, theory_at_width
 from ridgescope.analysis.laws import LAWS, BlockLaws
-from ridgescope.analysis.measure import (
-    COLUMNS,
-    PoolKernels,
-    Row,
-    architecture,
-    identity,
-    infinite_width,
-    linearised,
-    measure_group,
-    pool_kernels,
-    theory_at_width,
-)
+from ridgescope.analysis.measure import COLUMNS, measure_group
+from ridgescope.analysis.rows import Row, architecture, identity
 from ridgescope.analysis.runs import Cell, finished_cells, load_cell
 from ridgescope.analysis.stopping import (
     STOPPING,
@@ -47,9 +39,8 @@ from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_tensors, write_atomically, write_tensors
 from ridgescope.train.progress import progress, say
 
-ARCHITECTURE = ("data", "model", "depth", "activation", "parameterisation")
 SPECTRUM_COLUMNS = (*ARCHITECTURE, "kernel", "index", "eigenvalue", "target_power")
-MEASUREMENT = 4  # version of a measurement's columns; another one is measured again
+MEASUREMENT = 5  # version of a measurement's columns; another one is measured again
 
 
 @dataclass(frozen=True)
@@ -152,9 +143,11 @@ def _concatenate(frames: list[pd.DataFrame], columns: Sequence[str] = ()) -> pd.
 
 def _one_per_size(cells: list[Cell]) -> list[Cell]:
     """Of the cells that differ in width alone the widest: they share the infinite-width kernel."""
-    chosen: dict[str, Cell] = {}
+    chosen: dict[tuple[Any, ...], Cell] = {}
     for cell in sorted(cells, key=lambda cell: int(cell.config["model"].get("width", 0))):
-        chosen[json.dumps([_key(cell, without_width=True), cell.config["alpha"], linearised(cell)])] = cell
+        row = identity(cell)
+        kernel = _key(cell, without_width=True)  # of the standard parameterisation it depends on the width
+        chosen[(*(row[name] for name in SETTING), cell.train_size, kernel)] = cell
     return list(chosen.values())
 
 

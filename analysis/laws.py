@@ -17,7 +17,7 @@ from torch import nn
 
 from ridgescope.analysis.attribution import CROSS_COLUMNS, theory_cross_risks
 from ridgescope.analysis.finite_width import LawKernel, block_kernel, law_kernel, law_of
-from ridgescope.analysis.measure import Row
+from ridgescope.analysis.rows import Row
 from ridgescope.analysis.runs import Cell
 from ridgescope.models import MLP
 from ridgescope.theory import PoolEstimator, pool_estimator

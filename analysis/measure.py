@@ -13,30 +13,19 @@ A kernel whose certificate refuses the ridge gives no number: its columns are mi
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from ridgescope.analysis.infinite import PoolKernels
 from ridgescope.analysis.regression import FullKernelRidge, full_kernel_ridge_fit, squared_error
+from ridgescope.analysis.rows import Row, determined, identity, joined, linearised
 from ridgescope.analysis.runs import Cell
-from ridgescope.models import KernelStore, conjugate_kernel, empirical_ntk, infinite_ntk, linearised_predict
-from ridgescope.theory import (
-    PoolEstimator,
-    Resolvents,
-    effective_width,
-    kernel_ridge_fit,
-    pool_estimator,
-    resolvent_estimate,
-    uneven_kappa,
-)
+from ridgescope.models import KernelStore, conjugate_kernel, empirical_ntk, linearised_predict
+from ridgescope.theory import Resolvents, effective_width, kernel_ridge_fit, resolvent_estimate
 from ridgescope.train.data import PreparedData
-
-Row = dict[str, Any]
-
-LINEARISED = "linearised "  # before the model's name: such networks are a model of their own
 
 # What a row may lack (no infinite-width kernel, a diverged network, ...) is a missing value, never a missing column.
 COLUMNS = (
@@ -48,26 +37,6 @@ COLUMNS = (
     "krr_last_test", "inverse_width", "inverse_width_se", "effective_width", "network_test", "network_train",
     "network_accuracy", "kappa_risk", "kernel_movement", "kappa_final", "krr_final_test",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PoolKernels:
-    """Infinite-width kernels of an architecture: pool against pool (M, M) and test against pool (T, M)."""
-
-    ntk: Tensor
-    ntk_test: Tensor
-    nngp: Tensor
-    nngp_test: Tensor
-    estimator: PoolEstimator
-    fits: dict[bytes, "_InfiniteFits"] = field(default_factory=dict, repr=False)  # shared by all widths and seeds
-    theories: dict[tuple[int, float], Row] = field(default_factory=dict, repr=False)  # shared by all training sets
-
-
-def pool_kernels(network: nn.Module, data: PreparedData) -> PoolKernels:
-    """Raises ``ValueError`` for an architecture without an infinite-width kernel."""
-    pool = infinite_ntk(network, data.pool_inputs)
-    test = infinite_ntk(network, data.test_inputs, data.pool_inputs)
-    return PoolKernels(pool.ntk, test.ntk, pool.nngp, test.nngp, pool_estimator(pool.ntk, data.pool_targets))
 
 
 @dataclass(frozen=True)
@@ -156,12 +125,7 @@ class _TrainingSet:
         self.data, self.index = data, data.splits.train[draw]
         self.inputs, self.targets = data.pool_inputs[self.index], data.pool_targets[self.index]
         self.size = len(self.index)
-        self._infinite: _InfiniteFits | None = None
-        if pool is not None:
-            key = self.index.numpy().tobytes()
-            if key not in pool.fits:
-                pool.fits[key] = _InfiniteFits(pool, data, self.index, len(cell.config["ridges"]))
-            self._infinite = pool.fits[key]
+        self._infinite = None if pool is None else pool.fits(data, self.index, len(cell.config["ridges"]))
 
     @property
     def spectrum(self) -> Tensor | None:
@@ -171,67 +135,6 @@ class _TrainingSet:
     def infinite(self, ridge: float) -> Row:
         """Kernel ridge regression with the infinite-width kernels."""
         return {} if self._infinite is None else self._infinite.at(ridge)
-
-
-class _InfiniteFits:
-    """Regression with both infinite-width kernels on one training set, once for each ridge."""
-
-    def __init__(self, pool: PoolKernels, data: PreparedData, index: Tensor, num_ridges: int) -> None:
-        self._pool, self._data, self._index = pool, data, index
-        self.ntk = Resolvents(pool.ntk[index][:, index] / len(index), with_eigenvalues=True)
-        self._nngp = Resolvents(pool.nngp[index][:, index] / len(index), num_ridges=num_ridges)
-        self._rows: dict[float, Row] = {}
-
-    def at(self, ridge: float) -> Row:
-        if ridge not in self._rows:
-            row = _determined("infinite-width NTK", lambda: self._with_ntk(ridge))
-            nngp = _determined("infinite-width NNGP", lambda: self._with_nngp(ridge))
-            place = len(self._index), ridge
-            if place not in self._pool.theories:
-                self._pool.theories[place] = _theory(self._pool.estimator, *place)
-            self._rows[ridge] = _joined(row, nngp) | self._pool.theories[place]
-        return self._rows[ridge]
-
-    def _with_ntk(self, ridge: float) -> Row:
-        pool, index, data = self._pool, self._index, self._data
-        assert self.ntk.eigenvalues is not None
-        resolvent = self.ntk.at(ridge)
-        fit = kernel_ridge_fit(resolvent, data.pool_targets[index])
-        kappa = resolvent_estimate(self.ntk.eigenvalues, ridge=ridge)
-        test = pool.ntk_test[:, index] @ fit.dual
-        unseen = torch.ones(len(pool.ntk), dtype=torch.bool)
-        unseen[index] = False
-        rest = pool.ntk[unseen][:, index] @ fit.dual
-        heldout = squared_error(torch.cat([test, rest]), torch.cat([data.test_targets, data.pool_targets[unseen]]))
-        return {
-            "infinite_test": squared_error(test, data.test_targets),
-            "infinite_heldout": heldout,
-            "infinite_train": fit.train,
-            "infinite_gcv": fit.gcv,
-            "infinite_loo": fit.loo,
-            "infinite_condition": resolvent.certificate.condition(ridge),
-            "kappa_infinite": kappa.kappa_corrected,
-            "kappa_infinite_se_log": kappa.se_log,
-        }
-
-    def _with_nngp(self, ridge: float) -> Row:
-        dual = kernel_ridge_fit(self._nngp.at(ridge), self._data.pool_targets[self._index]).dual
-        return {"nngp_test": squared_error(self._pool.nngp_test[:, self._index] @ dual, self._data.test_targets)}
-
-
-def _determined(kernel: str, measure: Callable[[], Row]) -> Row:
-    """What is measured with a kernel, or the reason why nothing is."""
-    try:
-        return measure()
-    except ValueError as error:
-        return {"undetermined": f"{kernel}: {error}"}
-
-
-def _joined(*rows: Row) -> Row:
-    """All columns of the rows; their reasons become one."""
-    joined = {name: value for row in rows for name, value in row.items()}
-    reasons = [row["undetermined"] for row in rows if row.get("undetermined")]
-    return joined | {"undetermined": "; ".join(dict.fromkeys(reasons))}
 
 
 class _KernelsAtStart:
@@ -244,72 +147,6 @@ class _KernelsAtStart:
         self.full = Resolvents(initial.full(point.size) / point.size, num_ridges=num_ridges)
         self.trace = Resolvents(gram / point.size, with_eigenvalues=True)
         self.last = None if last is None else (Resolvents(last[0] / point.size, num_ridges=num_ridges), last[1])
-
-
-def _theory(estimator: PoolEstimator, size: int, ridge: float) -> Row:
-    """The pool's prediction at infinite width; missing where the theory has none (a ridgeless pool, say)."""
-    try:
-        loo = estimator.predict(size, ridge)
-        gcv = estimator.predict(size, ridge, form="gcv")
-    except ValueError:
-        return {}
-    row = {
-        "theory_test": loo.test,
-        "theory_train": loo.train,
-        "theory_kappa": loo.kappa1,
-        "theory_gcv_test": gcv.test,
-    }
-    with suppress(ValueError):  # points so uneven that no pool ridge serves
-        row["theory_kappa_uneven"] = uneven_kappa(estimator, num_samples=size, ridge=ridge).resolvent
-    return row
-
-
-def infinite_width(cell: Cell, data: PreparedData, pool: PoolKernels) -> list[Row]:
-    """The infinite-width kernel on every draw of ``data``, for the cell's ridges: one row for each."""
-    rows = []
-    for draw in range(len(data.splits.train)):
-        point = _TrainingSet(cell, data, draw, pool)
-        rows += [
-            identity(cell) | {"draw": draw, "seed": 0, "ridge": float(ridge), "converged": True} | point.infinite(ridge)
-            for ridge in cell.config["ridges"]
-        ]
-    return rows
-
-
-def linearised(cell: Cell) -> bool:
-    """Whether the cell's networks are linearised at their start."""
-    return bool(cell.config.get("linearised", False))
-
-
-def architecture(cell: Cell) -> str:
-    """The model's name: 'mlp'."""
-    return str(cell.config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
-
-
-def identity(cell: Cell) -> Row:
-    """The columns that say which cell a row belongs to."""
-    config, model = cell.config, cell.config["model"]
-    return {
-        "run": cell.name,
-        "data": config["data"]["name"],
-        "model": LINEARISED * linearised(cell) + architecture(cell),
-        "width": int(model.get("width", 0)),
-        "depth": int(model.get("depth", 0)),
-        "activation": str(model.get("activation", "")),
-        "parameterisation": str(model.get("parameterisation", "")),
-        "alpha": float(config["alpha"]),
-        "P": cell.train_size,
-    }
-
-
-def theory_at_width(estimator: PoolEstimator, size: int, ridge: float, inverse_width: float) -> Row:
-    """The pool's prediction with N = 1/inverse_width features; at or below zero that is infinite width."""
-    width = 1 / inverse_width if inverse_width > 0 else math.inf
-    try:
-        prediction = estimator.predict(size, ridge, width)
-    except ValueError:
-        return {}
-    return {"theory_width_test": prediction.test, "theory_width_kappa1": prediction.kappa1}
 
 
 def _measure(
@@ -327,16 +164,16 @@ def _measure(
         "optimality_gap": record["optimality_gap"],
     }
     missing = torch.full_like(point.data.test_targets, math.nan)
-    kernel, start = missing, _determined("kernel at initialisation", lambda: _at_start(network, point, kernels, ridge))
+    kernel, start = missing, determined("kernel at initialisation", lambda: _at_start(network, point, kernels, ridge))
     if "undetermined" not in start:
         kernel = start.pop("predictions")
-    trace = _determined("trace kernel", lambda: _trace(point, kernels, ridge, start.get("krr_test", math.nan)))
-    last = _determined("last-layer kernel", lambda: _last(point, kernels, ridge))
+    trace = determined("trace kernel", lambda: _trace(point, kernels, ridge, start.get("krr_test", math.nan)))
+    last = determined("last-layer kernel", lambda: _last(point, kernels, ridge))
     after: Row = {}
     predictions = missing
     if record["status"] != "diverged":
         after, predictions = _after_training(network, cell, member, point, kernels, ridge)
-    return Measured(_joined(row, start, point.infinite(ridge), trace, last, after), predictions, kernel)
+    return Measured(joined(row, start, point.infinite(ridge), trace, last, after), predictions, kernel)
 
 
 def _at_start(network: nn.Module, point: _TrainingSet, kernels: _KernelsAtStart, ridge: float) -> Row:
@@ -400,7 +237,7 @@ def _after_training(
         "kappa_risk": ridge * math.sqrt(test_risk / train_risk) if ridge > 0 and train_risk > 0 else math.nan,
         "kernel_movement": float((after - before).norm() / before.norm()),
     }
-    return row | _determined("kernel after training", with_kernel), test
+    return row | determined("kernel after training", with_kernel), test
 
 
 def _trace(point: _TrainingSet, kernels: _KernelsAtStart, ridge: float, full_test: float) -> Row:

@@ -39,7 +39,10 @@ SIZES = (10, 20, 40, 80, 160)
 RIDGES = (1e-2, 1e-6)
 NETWORKS = 8
 LAWS = 2  # training sets at which the law is computed
-SETTING = {"data": "digits", "model": "mlp", "depth": 1, "activation": "gelu", "parameterisation": "ntk", "alpha": 1e3}
+SETTING = {
+    "data": "digits", "model": "mlp", "depth": 1, "activation": "gelu", "parameterisation": "ntk", "alpha": 1e3,
+    "options": "{}", "training": "{}",
+}  # fmt: skip
 
 
 def main() -> None:

@@ -61,6 +61,8 @@ def planted_networks(
                                 "activation": "relu",
                                 "parameterisation": "ntk",
                                 "alpha": 10.0,
+                                "options": "{}",
+                                "training": "{}",
                                 "P": size,
                                 "ridge": ridge,
                                 "seed": s,

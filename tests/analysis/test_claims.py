@@ -17,6 +17,7 @@ def table(rng, columns: int, deviation: float, scatter: float, draws: int = 6) -
     """One setting, one cell, ``draws`` networks; columns m0, m1, ... each off by ``deviation`` from one."""
     values = {f"m{i}": np.exp(np.log1p(deviation) + scatter * rng.normal(size=draws)) for i in range(columns)}
     fixed = {"data": "d", "model": "mlp", "depth": 2, "activation": "relu", "parameterisation": "ntk", "alpha": 10.0}
+    fixed |= {"options": "{}", "training": "{}"}
     fixed |= {"width": 16, "P": 100, "ridge": 0.1, "seed": 0, "converged": True, "run": "r", "one": 1.0}
     return pd.DataFrame(values).assign(draw=range(draws), **fixed)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ridgescope.analysis.measure import measure_group, pool_kernels
+from ridgescope.analysis.infinite import pool_kernels
+from ridgescope.analysis.measure import measure_group
 from ridgescope.analysis.runs import Cell
 from ridgescope.models import MLP, empirical_ntk
 from ridgescope.train.data import PreparedData, Splits

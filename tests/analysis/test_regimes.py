@@ -97,6 +97,8 @@ def networks(value, infinite, **axes) -> pd.DataFrame:
         "activation": "relu",
         "parameterisation": "ntk",
         "alpha": 10.0,
+        "options": "{}",
+        "training": "{}",
     }
     table = table.assign(**names, ridge=1e-3, converged=True, run="run", kernel_movement=0.0)
     table["network_test"] = table["krr_test"] = table["value"]
