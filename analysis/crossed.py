@@ -21,6 +21,8 @@ from jaxtyping import Float64
 from scipy import special
 from torch import Tensor
 
+from ridgescope.analysis.resample import Estimate
+
 CROSS_RISKS = ("total", "same_seed", "same_draw", "neither")
 
 # each quantity as a combination of the four cross risks, in that order
@@ -46,13 +48,9 @@ def bag(members: int) -> Combination:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its standard error and 90 % interval; ``parts`` are the variances from seeds, draws and points."""
+class CrossedEstimate(Estimate):
+    """An `Estimate` with the ``parts`` of its squared error: from seeds, draws and test points."""
 
-    value: float
-    se: float
-    low: float
-    high: float
     parts: tuple[float, float, float]
 
 
@@ -66,7 +64,7 @@ class CrossRisks:
     num_draws: int
     num_networks: int
 
-    def estimate(self, combination: Combination, confidence: float = 0.90) -> Estimate:
+    def estimate(self, combination: Combination, confidence: float = 0.90) -> CrossedEstimate:
         """Value, standard error and interval of a combination of the cross risks.
 
         The variances over seeds, draws and test points add; what depends on several of them is counted for each, so the
@@ -85,7 +83,7 @@ class CrossRisks:
         variance = sum(parts)
         se = math.sqrt(variance)
         quantile = float(special.stdtrit(min(variance**2 / freedom, 1e6), (1 + confidence) / 2)) if freedom else 1.645
-        return Estimate(value, se, value - quantile * se, value + quantile * se, (parts[0], parts[1], parts[2]))
+        return CrossedEstimate(value, se, value - quantile * se, value + quantile * se, (parts[0], parts[1], parts[2]))
 
     def terms(self) -> dict[str, Estimate]:
         """bias (with noise), data and initialisation variance, interaction, and the risk they add up to."""
