@@ -8,7 +8,7 @@ from torch import nn
 
 from ridgescope.models import CNN, MLP, conjugate_kernel, empirical_ntk, infinite_ntk
 from ridgescope.models.activations import ACTIVATIONS
-from ridgescope.models.kernels import infinite
+from ridgescope.models.kernels import infinite, infinite_cpu, infinite_torch
 from ridgescope.models.kernels.duals import DUALS
 
 DRAWS = 24
@@ -214,20 +214,52 @@ def test_mup_and_ntk_have_the_same_limit(generator, inputs):
     torch.testing.assert_close(one.nngp, other.nngp)
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("make", [mlp, cnn, pooled])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_tiles_and_cross_blocks_give_the_same_numbers(monkeypatch, generator, inputs, make, activation):
-    x = similar_inputs(inputs)
+def test_torch_and_compiled_tiles_of_any_size_give_the_same_numbers(monkeypatch, generator, inputs, make, activation):
+    x = torch.cat([similar_inputs(inputs), inputs(15, 36)])  # not a multiple of the group of 8
     net = make(generator, activation=activation, width=4)
     whole = infinite_ntk(net, x)
     assert torch.equal(whole.ntk, whole.ntk.T)
-    pixels = 36 if make is cnn else 1
-    monkeypatch.setattr(infinite, "TILE_NUMBERS", 4 * pixels)  # tiles of two by two pairs, one row left over
-    tiled, cross = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:3])
+    monkeypatch.setattr(infinite_cpu, "side", lambda _: 8)
+    tiled, cross = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:11])
+    monkeypatch.setattr(infinite, "infinite_cpu", infinite_torch)
+    monkeypatch.setattr(infinite_torch, "side", lambda _: 3)
+    torches, others = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:11])
     for name in ("nngp", "ntk"):
         ours = getattr(whole, name)
-        torch.testing.assert_close(getattr(tiled, name), ours, rtol=1e-12, atol=0)
-        torch.testing.assert_close(getattr(cross, name), ours[1:, :3], rtol=1e-12, atol=0)
+        # an MLP's products may round differently in each tile
+        torch.testing.assert_close(getattr(tiled, name), ours, rtol=1e-12 if make is mlp else 0, atol=0)
+        for other, expected in ((cross, ours[1:, :11]), (torches, ours), (others, ours[1:, :11])):
+            torch.testing.assert_close(getattr(other, name), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (3, 2), (2, 4)])
+@pytest.mark.parametrize("readout", ["flatten", "pool"])
+def test_torch_and_compiled_tiles_agree_on_oblong_images_of_two_channels(
+    monkeypatch, generator, inputs, readout, strides
+):
+    net = CNN((2, 5, 9), 1, width=2, depth=2, strides=strides, readout=readout, bias_std=0.2, generator=generator)
+    x = inputs(10, 90)
+    ours = infinite_ntk(net, x)
+    monkeypatch.setattr(infinite, "infinite_cpu", infinite_torch)
+    theirs = infinite_ntk(net, x)
+    for name in ("nngp", "ntk"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn, pooled])
+def test_bits_do_not_depend_on_the_number_of_threads(generator, inputs, make):
+    x, net, before = inputs(70, 36), make(generator, width=4), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(infinite_ntk(net, x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0].ntk, found[1].ntk)
+    assert torch.equal(found[0].nngp, found[1].nngp)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
