@@ -22,7 +22,8 @@ from ridgescope.models.kernels.duals import DUALS
 from ridgescope.models.kernels.recursion import steps
 from ridgescope.models.network import Network
 
-TILE_WORK = 2**27  # pairs of pixels in a tile: below a second or so on one thread, for Ctrl-C and the hours' estimate
+TILE_WORK = 2**27  # pairs of pixels in a tile: about a second on one thread, for Ctrl-C and the estimate of hours
+TILE_PAIRS = 2**16  # pairs of inputs in a tile
 TILE_BYTES = 2**25  # of what is prepared on one side
 BLOCK = 4096  # pixels times pairs in a block: each array is 32 kB, all of a small network's are in the cache
 BLOCKS = 4  # of a convolution in one task
@@ -40,14 +41,18 @@ class Inputs:
     planes: np.ndarray  # how many numbers of a pixel each layer has in q
 
 
-def side(network: Network) -> int:
-    """Inputs on one side of a tile, a multiple of the group."""
+def side(network: Network, largest: Sequence[float]) -> int:
+    """Inputs on one side of a tile, a multiple of the group; ``largest``: the variance of every hidden layer."""
     lanes = compiled().LANES
+    planes = [len(_prepared(network.activation, torch.tensor([most]).double(), most)) for most in largest]
     if not isinstance(network, CNN):
-        return 256
-    pixels = math.prod(network.pixels[0])
-    pairs = TILE_WORK / (pixels**2 if network.pooled else pixels)
-    return max(lanes, int(math.sqrt(pairs)) // lanes * lanes)
+        numbers, pairs = sum(planes), float(TILE_PAIRS)
+    else:
+        sizes = [math.prod(shape) for shape in (network.in_shape, *network.pixels)]
+        numbers = sum(size * plane for size, plane in zip(sizes, [1, *planes], strict=True))
+        pixels = sizes[1] ** 2 if network.pooled else sizes[1]
+        pairs = min(TILE_PAIRS, TILE_WORK / pixels)
+    return max(lanes, int(min(math.sqrt(pairs), TILE_BYTES / (8 * numbers))) // lanes * lanes)
 
 
 def inputs(network: Network, images: Tensor, variances: Sequence[Tensor], largest: Sequence[float]) -> Inputs:

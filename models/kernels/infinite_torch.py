@@ -20,7 +20,7 @@ from ridgescope.models.patches import Geometry
 TILE_NUMBERS = 2**18  # pixels times pairs of inputs: 2 MB an array
 
 
-def side(network: Network) -> int:
+def side(network: Network, _: Sequence[float]) -> int:
     """Inputs on one side of a tile."""
     pixels = math.prod(network.pixels[0]) if isinstance(network, CNN) else 1
     return max(1, int((TILE_NUMBERS / pixels) ** 0.5))

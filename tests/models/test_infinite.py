@@ -221,10 +221,10 @@ def test_torch_and_compiled_tiles_of_any_size_give_the_same_numbers(monkeypatch,
     net = make(generator, activation=activation, width=4)
     whole = infinite_ntk(net, x)
     assert torch.equal(whole.ntk, whole.ntk.T)
-    monkeypatch.setattr(infinite_cpu, "side", lambda _: 8)
+    monkeypatch.setattr(infinite_cpu, "side", lambda *_: 8)
     tiled, cross = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:11])
     monkeypatch.setattr(infinite, "infinite_cpu", infinite_torch)
-    monkeypatch.setattr(infinite_torch, "side", lambda _: 3)
+    monkeypatch.setattr(infinite_torch, "side", lambda *_: 3)
     torches, others = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:11])
     for name in ("nngp", "ntk"):
         ours = getattr(whole, name)
