@@ -12,27 +12,28 @@ covariances of a pixel with itself, in two images, ever enter; with a pooled one
 Sources: Lee et al. 2018, arXiv:1711.00165; Jacot et al. 2018, arXiv:1806.07572; Arora et al. 2019,
 arXiv:1904.11955 for convolutions.
 
-Axes: s pixels (1 in an MLP); n, m inputs; k entries of a window of the input.
+Axes: s pixels (1 in an MLP); n, m inputs; k numbers of an input.
 """
 
-import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from importlib import import_module
-from types import ModuleType
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ridgescope.models.cnn import CNN
+from ridgescope.models.kernels import layered
+from ridgescope.models.kernels.affine import Affine, affine_layers
 from ridgescope.models.kernels.checks import require_finite
 from ridgescope.models.kernels.duals import DUALS
-from ridgescope.models.layers import ScaledConv2d, ScaledLinear
+from ridgescope.models.kernels.layered import window_mean
+from ridgescope.models.kernels.tasks import Inputs, Task
+from ridgescope.models.kernels.threads import Team, one_thread
 from ridgescope.models.mlp import MLP
 from ridgescope.models.network import Network
-from ridgescope.models.patches import Geometry
 
 
 @dataclass(frozen=True)
@@ -62,47 +63,26 @@ def infinite_ntk(
     For ReLU inputs whose squared sine is below 1e-14 count as parallel, where rounding would cost half the
     digits.
 
-    Cost: about 20 elementwise operations (tanh: 350 times the largest variance) per layer, pixel and pair of
-    inputs, half for x2=None.
-    Memory: two results, the inputs' windows, and some 20 MB for a tile of pairs.
+    Cost: about 40 multiply-adds (tanh: 350 times the largest variance) per layer, pixel and pair of inputs, half for
+    x2=None: 4 to 6 ns on one thread with AVX-512, shared by torch's threads. The bits do not depend on their number.
+    Memory: two results, the inputs with one number per layer and pixel, and for each thread a few MB.
 
     A pooled readout needs every pair of pixels: S^2 in place of S of them, at the same memory.
 
-    Raises ``ValueError`` for other models, for inputs that do not fit, and, after the first tile, where this
-    machine would take longer than ``max_hours``.
+    Raises ``ValueError`` for other models, for inputs that do not fit, and, after a first part of the work, where
+    this machine would take longer than ``max_hours``.
     """
     network = _supported(model)
-    windows1, variances1 = _prepare(network, x1)
-    windows2, variances2 = (windows1, variances1) if x2 is None else _prepare(network, x2)
-    largest = [max(float(q1.max()), float(q2.max())) for q1, q2 in zip(variances1, variances2, strict=True)]
-    dual = DUALS[network.activation]
-    (pixels, rows, _), columns = windows1.shape, windows2.shape[1]
-    recursion = _pooled if isinstance(network, CNN) and network.pooled else _recursion
-    nngp, ntk = (torch.empty(rows, columns, dtype=torch.float64, device=x1.device) for _ in range(2))
-    side = max(1, int((TILE_NUMBERS / pixels) ** 0.5))
-    tiles_left = math.ceil(rows / side) * math.ceil(columns / side) / (2 if x2 is None else 1)
-    started = time.perf_counter()
-    for start in range(0, rows, side):
-        p = slice(start, start + side)
-        left = [dual.prepare(q1[:, p, None], most) for q1, most in zip(variances1, largest, strict=True)]
-        for other in range(start if x2 is None else 0, columns, side):
-            q = slice(other, other + side)
-            right = [dual.prepare(q2[:, None, q], most) for q2, most in zip(variances2, largest, strict=True)]
-            tiles = recursion(network, windows1[:, p], windows2[:, q], left, right)
-            hours = tiles_left * (time.perf_counter() - started) / 3600
-            if start == other == 0 and hours > max_hours:
-                raise ValueError(
-                    f"the infinite-width kernels of {rows} x {columns} inputs would take about {hours:.0f} hours, "
-                    f"more than max_hours={max_hours:g}; pass fewer inputs, larger strides, or max_hours"
-                )
-            for kernel, tile in zip((nngp, ntk), tiles, strict=True):
-                if x2 is None:
-                    kernel[q, p] = tile.T
-                kernel[p, q] = tile.triu() + tile.triu(1).T if x2 is None and p == q else tile
+    with one_thread() as threads:
+        affine = affine_layers(network)
+        one = _prepare(network, affine, x1)
+        two = one if x2 is None else _prepare(network, affine, x2)
+        rows, columns = len(one.values), len(two.values)
+        nngp, ntk = (torch.empty(rows, columns, dtype=torch.float64, device=x1.device) for _ in range(2))
+        on_cpu = x1.device.type == "cpu"
+        team = Team(threads if on_cpu else 1, partial(_require_time, rows, columns, max_hours))
+        _way(network, on_cpu)(Task(network, affine, one, two, nngp, ntk), team)
     return InfiniteKernels(nngp, ntk)
-
-
-TILE_NUMBERS = 2**18  # pixels times pairs in a tile: 2 MB an array, so that the recursion runs in cache
 
 
 def _supported(model: nn.Module) -> Network:
@@ -111,167 +91,45 @@ def _supported(model: nn.Module) -> Network:
     return model
 
 
-def _prepare(network: Network, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Windows of the input (s, n, k), and the variances of every hidden layer."""
+def _way(network: Network, on_cpu: bool) -> Callable[[Task, Team], None]:
+    if not on_cpu or network.activation == "tanh":
+        return layered.fill
+    # imported where it is first needed: Numba takes half a second
+    name = "images" if isinstance(network, CNN) else "dense"
+    fill: Callable[[Task, Team], None] = import_module(f"ridgescope.models.kernels.{name}").fill
+    return fill
+
+
+def _require_time(rows: int, columns: int, max_hours: int | float, seconds: float) -> None:
+    hours = seconds / 3600
+    if hours > max_hours:
+        raise ValueError(
+            f"the infinite-width kernels of {rows} x {columns} inputs would take about {hours:.0f} hours, "
+            f"more than max_hours={max_hours:g}; pass fewer inputs, larger strides, or max_hours"
+        )
+
+
+def _prepare(network: Network, affine: list[Affine], x: Tensor) -> Inputs:
     require_finite(x)
     network.require_input(x)
-    first = network.layers[0]
-    shape = network.in_shape if isinstance(first, ScaledConv2d) else (-1,)
-    images = x.reshape(len(x), *shape).double()
-    if isinstance(first, ScaledConv2d):
-        seen = Geometry.of(first).patches(images).permute(2, 0, 1).contiguous()
+    values = x.reshape(len(x), -1).double()
+    if isinstance(network, CNN):
+        channels, *shape = network.in_shape
+        squares = (values * values).unflatten(1, (channels, -1)).sum(1).T
+        squared = 9 * window_mean(squares, (shape[0], shape[1]), network.strides[0])
     else:
-        seen = images[None]
-    return seen, _variances(network, (seen * seen).sum(2))
+        squared = (values * values).sum(1)[None]
+    return Inputs(values.contiguous(), _variances(network, affine, squared))
 
 
-def _variances(network: Network, squared: Tensor) -> list[Tensor]:
+def _variances(network: Network, affine: list[Affine], squared: Tensor) -> list[Tensor]:
     """``q``, the variance of the preactivations of every hidden layer, each (s, n)."""
     dual = DUALS[network.activation]
-    first, *later = network.layers[:-1]
-    variances = [_covariance_weight(first) * squared + _bias_variance(first)]
-    for i, layer in enumerate(later):
+    variances = [affine[0].covariance(squared)]
+    for i, layer in enumerate(affine[1:-1]):
         q = variances[-1]
         mean = dual(q, q, q)[0]
         if isinstance(network, CNN):
-            mean = _window_mean(mean, network.pixels[i], network.strides[i + 1])
-        variances.append(layer.fan_in * _covariance_weight(layer) * mean + _bias_variance(layer))
+            mean = window_mean(mean, network.pixels[i], network.strides[i + 1])
+        variances.append(layer.covariance(mean))
     return variances
-
-
-def _covariance_weight(layer: ScaledLinear | ScaledConv2d) -> float:
-    return (layer.weight_scale * layer.weight_std) ** 2
-
-
-def _bias_variance(layer: ScaledLinear | ScaledConv2d) -> float:
-    return (layer.bias_scale * layer.bias_std) ** 2
-
-
-def _recursion(
-    network: Network, left: Tensor, right: Tensor, prepared1: list[Tensor], prepared2: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Both kernels of a tile of pairs, from their windows (s, n, k), (s, m, k) and prepared variances."""
-    shapes = network.pixels if isinstance(network, CNN) else [(1, 1)] * network.depth
-    value, passed = _hidden(network, shapes, left @ right.transpose(1, 2), prepared1, prepared2)
-    return _readout(network, value.mean(0), passed.mean(0))
-
-
-def _pooled(
-    network: Network, left: Tensor, right: Tensor, prepared1: list[Tensor], prepared2: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The same with a mean over the last pixels, to which every pair of pixels (s, t) contributes.
-
-    Convolutions never mix displacements ``t - s``: those of one displacement in the last image stem from its
-    multiples by the strides in the earlier ones. One displacement at a time, nothing of size s^2 is held.
-    """
-    assert isinstance(network, CNN)
-    shapes, strides = network.pixels, network.strides
-    height, width = shapes[-1]
-    steps = [math.prod(strides[i + 1 :]) for i in range(network.depth)]
-    value = left.new_zeros(left.shape[1], right.shape[1])
-    passed = torch.zeros_like(value)
-    for down in range(1 - height, height):
-        for along in range(1 - width, width):
-            places = [_Overlap(shape, step * down, step * along) for shape, step in zip(shapes, steps, strict=True)]
-            here1 = [place.first(q, 3) for place, q in zip(places, prepared1, strict=True)]
-            here2 = [place.second(q, 3) for place, q in zip(places, prepared2, strict=True)]
-            products = places[0].first(left, 3) @ places[0].second(right, 3).transpose(1, 2)
-            values, slopes = _hidden(network, [place.shape for place in places], products, here1, here2)
-            value += values.sum(0)
-            passed += slopes.sum(0)
-    pairs = (height * width) ** 2
-    return _readout(network, value / pairs, passed / pairs)
-
-
-class _Overlap:
-    """The pixels s of an image for which t = s + displacement is a pixel too: a rectangle, and the same moved."""
-
-    def __init__(self, image: tuple[int, int], down: int, along: int) -> None:
-        self.image = image
-        self.shape = image[0] - abs(down), image[1] - abs(along)
-        self.starts = [(max(0, -down), max(0, -along)), (max(0, down), max(0, along))]
-
-    def first(self, values: Tensor, axis: int) -> Tensor:
-        """The entries at s, where pixels are this axis, counted from the end."""
-        return self._cut(values, axis, 0)
-
-    def second(self, values: Tensor, axis: int) -> Tensor:
-        """The entries at t."""
-        return self._cut(values, axis, 1)
-
-    def _cut(self, values: Tensor, axis: int, side: int) -> Tensor:
-        grid = values.unflatten(-axis, self.image)
-        rows, columns = grid.ndim - axis - 1, grid.ndim - axis
-        (top, start), (height, width) = self.starts[side], self.shape
-        return grid.narrow(rows, top, height).narrow(columns, start, width).flatten(rows, columns)
-
-
-def _hidden(
-    network: Network,
-    shapes: list[tuple[int, int]],
-    products: Tensor,
-    prepared1: list[Tensor],
-    prepared2: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """The last layer's ``D(K)`` and ``D'(K) T``, (s, n, m), from the first windows' products."""
-    first, *later = network.layers[:-1]
-    strides = network.strides[1:] if isinstance(network, CNN) else ()
-    covariance = products * _covariance_weight(first) + _bias_variance(first)
-    tangent = products * first.weight_scale**2 + first.bias_scale**2
-    for i, layer in enumerate(later):
-        value, passed = _activate(network.activation, covariance, tangent, prepared1[i], prepared2[i])
-        if strides:
-            value, passed = (_window_mean(v, shapes[i], strides[i]) for v in (value, passed))
-        covariance, tangent = _next(layer, value, passed)
-    return _activate(network.activation, covariance, tangent, prepared1[-1], prepared2[-1])
-
-
-def _activate(
-    activation: str, covariance: Tensor, tangent: Tensor, left: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``D(K)`` and ``D'(K) T``; on the CPU in place of both."""
-    if covariance.device.type == "cpu":
-        arrays = (covariance, tangent, *(v.view(-1, len(covariance), v.shape[-2:].numel()) for v in (left, right)))
-        compiled().ACTIVATIONS[activation](*(v.contiguous().numpy() for v in arrays))
-        return covariance, tangent
-    value, derivative = DUALS[activation].pair(covariance, left, right)
-    return value, derivative.mul_(tangent)
-
-
-@cache
-def compiled() -> ModuleType:
-    """Imported where it is first needed: Numba takes half a second."""
-    return import_module("ridgescope.models.kernels.compiled")
-
-
-def _next(layer: ScaledLinear | ScaledConv2d, value: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariance and tangent kernel of a layer's outputs, from the averages over what its neurons read."""
-    weight = layer.fan_in * _covariance_weight(layer)
-    covariance = value * weight + _bias_variance(layer)
-    tangent = passed.mul_(weight).add_(value, alpha=layer.fan_in * layer.weight_scale**2).add_(layer.bias_scale**2)
-    return covariance, tangent
-
-
-def _readout(network: Network, value: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
-    covariance, tangent = _next(network.readout, value, passed)
-    # kernel_scale is 1/width for mup: its outputs have that variance too
-    scale = network.kernel_scale if network.parameterisation == "mup" else 1.0
-    return covariance / scale, tangent / network.kernel_scale
-
-
-def _window_mean(v: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
-    """Mean over 3x3 windows of an image of this shape (s, ...) with zeros around it, one axis after the other."""
-    if v.ndim == 3 and v.device.type == "cpu":
-        return torch.from_numpy(compiled().window_means(v.contiguous().numpy(), *shape, stride))
-    image = v.unflatten(0, shape)
-    return _window_sum(_window_sum(image, 0, stride), 1, stride).flatten(0, 1).mul_(1 / 9)
-
-
-def _window_sum(image: Tensor, axis: int, stride: int) -> Tensor:
-    """``sum_(d=-1,0,1) image[stride i + d]`` along an axis."""
-    source = image.movedim(axis, 0)
-    total = source[::stride].clone()
-    after = source[1::stride]
-    total[: len(after)] += after
-    total[1:] += source[stride - 1 :: stride][: len(total) - 1]
-    return total.movedim(0, axis)
