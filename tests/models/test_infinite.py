@@ -8,7 +8,7 @@ from torch import nn
 
 from ridgescope.models import CNN, MLP, conjugate_kernel, empirical_ntk, infinite_ntk
 from ridgescope.models.activations import ACTIVATIONS
-from ridgescope.models.kernels import infinite, infinite_cpu, infinite_torch
+from ridgescope.models.kernels import dense, images, infinite, layered
 from ridgescope.models.kernels.duals import DUALS
 
 DRAWS = 24
@@ -216,50 +216,83 @@ def test_mup_and_ntk_have_the_same_limit(generator, inputs):
 
 @pytest.mark.parametrize("make", [mlp, cnn, pooled])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_torch_and_compiled_tiles_of_any_size_give_the_same_numbers(monkeypatch, generator, inputs, make, activation):
-    x = torch.cat([similar_inputs(inputs), inputs(15, 36)])  # not a multiple of the group of 8
+def test_tiles_and_cross_blocks_give_the_same_numbers(monkeypatch, generator, inputs, make, activation):
+    x = similar_inputs(inputs)
     net = make(generator, activation=activation, width=4)
     whole = infinite_ntk(net, x)
     assert torch.equal(whole.ntk, whole.ntk.T)
-    monkeypatch.setattr(infinite_cpu, "side", lambda *_: 8)
-    tiled, cross = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:11])
-    monkeypatch.setattr(infinite, "infinite_cpu", infinite_torch)
-    monkeypatch.setattr(infinite_torch, "side", lambda *_: 3)
-    torches, others = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:11])
+    # tiles of two by two pairs, one row left over; of convolutions, strips of one row and parts of one block
+    monkeypatch.setattr(layered, "TILE_NUMBERS", 4 * (1 if make is mlp else math.prod(net.pixels[0])))
+    monkeypatch.setattr(dense, "SIDE", 2)
+    monkeypatch.setattr(images, "STRIP_NUMBERS", 1)
+    monkeypatch.setattr(images, "PART_NUMBERS", 1)
+    tiled, cross = infinite_ntk(net, x), infinite_ntk(net, x[1:], x[:3])
     for name in ("nngp", "ntk"):
         ours = getattr(whole, name)
-        # an MLP's products may round differently in each tile
-        torch.testing.assert_close(getattr(tiled, name), ours, rtol=1e-12 if make is mlp else 0, atol=0)
-        for other, expected in ((cross, ours[1:, :11]), (torches, ours), (others, ours[1:, :11])):
-            torch.testing.assert_close(getattr(other, name), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(getattr(tiled, name), ours, rtol=1e-12, atol=0)
+        torch.testing.assert_close(getattr(cross, name), ours[1:, :3], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (3, 2), (2, 4)])
-@pytest.mark.parametrize("readout", ["flatten", "pool"])
-def test_torch_and_compiled_tiles_agree_on_oblong_images_of_two_channels(
-    monkeypatch, generator, inputs, readout, strides
+@pytest.mark.parametrize("shape", [(2, 6, 5), (1, 1, 7), (1, 4, 1)])
+@pytest.mark.parametrize("options", [{}, {"strides": (2, 1, 1)}, {"strides": (1, 3, 2)}, {"strides": 4, "depth": 1}])
+@pytest.mark.parametrize("readout", ["flatten", "pool", None])
+@pytest.mark.parametrize("activation", ["relu", "erf", "gelu"])
+def test_compiled_sweeps_agree_with_layers_in_torch(
+    monkeypatch, generator, inputs, activation, readout, options, shape
 ):
-    net = CNN((2, 5, 9), 1, width=2, depth=2, strides=strides, readout=readout, bias_std=0.2, generator=generator)
-    x = inputs(10, 90)
-    ours = infinite_ntk(net, x)
-    monkeypatch.setattr(infinite, "infinite_cpu", infinite_torch)
-    theirs = infinite_ntk(net, x)
-    for name in ("nngp", "ntk"):
-        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=0)
+    x, y = inputs(11, math.prod(shape)), inputs(2, math.prod(shape))
+    y[0] = x[10]
+    common = {"width": 3, "activation": activation, "bias_std": 0.2, "generator": generator}
+    if readout is None:
+        net = MLP((x.shape[1],), 1, depth=3, **common)
+    else:
+        net = CNN(shape, 1, readout=readout, **{"depth": 3, **options, **common})
+    kernels = [infinite_ntk(net, x), infinite_ntk(net, x, y)]
+    monkeypatch.setattr(infinite, "_way", lambda *_: layered.fill)
+    for ours, slow in zip(kernels, [infinite_ntk(net, x), infinite_ntk(net, x, y)], strict=True):
+        torch.testing.assert_close(ours.nngp, slow.nngp, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(ours.ntk, slow.ntk, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("make", [mlp, cnn, pooled])
-def test_bits_do_not_depend_on_the_number_of_threads(generator, inputs, make):
-    x, net, before = inputs(70, 36), make(generator, width=4), torch.get_num_threads()
-    found = []
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, generator, inputs, make, activation):
+    monkeypatch.setattr(dense, "SIDE", 16)
+    monkeypatch.setattr(layered, "TILE_NUMBERS", 400)
+    monkeypatch.setattr(images, "PART_NUMBERS", 1)
+    net, x = make(generator, activation=activation, width=4), inputs(21, 36)
+    threads, kernels = torch.get_num_threads(), []
     try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(infinite_ntk(net, x))
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            kernels.append(infinite_ntk(net, x))
+            assert torch.get_num_threads() == number
     finally:
-        torch.set_num_threads(before)
-    assert torch.equal(found[0].ntk, found[1].ntk)
-    assert torch.equal(found[0].nngp, found[1].nngp)
+        torch.set_num_threads(threads)
+    for other in kernels[1:]:
+        assert torch.equal(kernels[0].ntk, other.ntk)
+        assert torch.equal(kernels[0].nngp, other.nngp)
+
+
+def test_an_interruption_ends_all_threads_and_gives_torch_its_own_back(monkeypatch, generator, inputs):
+    monkeypatch.setattr(dense, "SIDE", 1)
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+
+    net, x, threads = mlp(generator), inputs(30, 36), torch.get_num_threads()
+    monkeypatch.setattr(dense, "layers", interrupted)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            infinite_ntk(net, x)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(calls) < 9  # of 465 tiles
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
