@@ -18,17 +18,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.announce import Announcer
-from ridgescope.models.kernels.checks import (
-    Parameters,
-    checked_outputs,
-    checked_parameters,
-    chosen_outputs,
-    chosen_parameters,
-)
+from ridgescope.models.kernels.checks import Parameters, checked_parameters, chosen_parameters
 from ridgescope.models.kernels.contract import diagonal_of
-from ridgescope.models.kernels.factors import Plan, layer_factors, make_plan
-from ridgescope.models.kernels.layout import deal, make_layout
+from ridgescope.models.kernels.factors import layer_factors, settle
+from ridgescope.models.kernels.layout import Layout, deal, make_layout
 from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.plan import Plan, make_plan
 from ridgescope.models.kernels.precision import full_precision
 from ridgescope.models.kernels.store import KernelStore
 from ridgescope.models.kernels.stored import stored_kernel
@@ -138,14 +133,19 @@ def ntk_diagonal(
     with full_precision(x.device):
         plan = _plan(model, params, x, None, "full", outputs, parameters, dtype)
         size = plan.num_outputs * len(x) * plan.dtype.itemsize
-        layout = make_layout(
-            plan, len(x), 1, symmetric=False, budget=budget(memory, size, x.device), result=size, stored=False
-        )
+        room = budget(memory, size, x.device)
+
+        def layout_of(plan: Plan) -> Layout:
+            return make_layout(plan, len(x), 1, symmetric=False, budget=room, result=size, stored=False)
+
+        plan, first = settle(plan, x, lambda plan: layout_of(plan).sizes)
+        layout = layout_of(plan)
         diagonal = torch.zeros(plan.num_outputs, len(x), dtype=plan.dtype, device=x.device)
         for start in range(0, len(x), layout.strip):
             rows = slice(start, start + layout.strip)
-            for factor in layer_factors(plan, x[rows], layout.chunk):
+            for factor in first or layer_factors(plan, x[rows], layout.chunk):
                 diagonal[:, rows] += diagonal_of(factor, plan.num_outputs, layout.scratch)
+            first.clear()
         return diagonal.flatten()
 
 
@@ -160,11 +160,10 @@ def _plan(
     dtype: torch.dtype | None,
 ) -> Plan:
     checked = checked_parameters(model, params, x1, *(() if x2 is None else (x2,)))
-    rows = chosen_outputs(outputs, checked_outputs(model, checked, x1))
     chosen = chosen_parameters(parameters, checked)
     if dtype is not None:
         require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
-    return make_plan(model, checked, x1, rows, trace=form == "trace", chosen=chosen, dtype=dtype)
+    return make_plan(model, checked, x1, outputs, trace=form == "trace", chosen=chosen, dtype=dtype)
 
 
 def _in_memory(
@@ -174,15 +173,29 @@ def _in_memory(
     count = len(plan.names) if by_module else 1
     size = count * blocks**2 * rows * columns * plan.dtype.itemsize
     room = min(team.everyones(budget(memory, size, x1.device)))
-    layout = make_layout(
-        plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=False, shared=team.size
-    )
+
+    def layout_of(plan: Plan) -> Layout:
+        return make_layout(
+            plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=False, shared=team.size
+        )
+
+    with team.together():
+        plan, first = settle(
+            plan, x1, lambda plan: layout_of(plan).sizes if team.rank == 0 else (0, layout_of(plan).chunk)
+        )
+    layout = layout_of(plan)
     kernels = [torch.zeros(blocks, rows, blocks, columns, dtype=plan.dtype, device=x1.device) for _ in range(count)]
     tiles = deal(layout.tiles(), team.size)[team.rank]
     announcer = Announcer(plan, layout, tiles, stored=0, quiet=team.rank > 0)
     with team.together():
         for tile in compute_tiles(
-            plan, layout, x1, x2, tiles, lambda tile: [kernel[:, tile.rows, :, tile.columns] for kernel in kernels]
+            plan,
+            layout,
+            x1,
+            x2,
+            tiles,
+            lambda tile: [kernel[:, tile.rows, :, tile.columns] for kernel in kernels],
+            first,
         ):
             if x2 is None:
                 above = tile.columns.start if tile.square else tile.rows.stop
