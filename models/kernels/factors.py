@@ -21,7 +21,6 @@ from ridgescope.models.kernels.layers import (
     stacked_inputs,
     stacked_sizes,
 )
-from ridgescope.models.kernels.memory import keep_pages
 from ridgescope.models.kernels.plan import LayerPlan, Plan
 
 
@@ -31,7 +30,6 @@ def settle(plan: Plan, x: Tensor, sizes: Callable[[Plan], tuple[int, int]]) -> t
     ``sizes(plan)``: of how many inputs factors are wanted (0 for none), and how many pass together. What is held
     against the plan's reference is the first batch itself; its factors have the bits they would have without that.
     """
-    keep_pages()
     wanted, chunk = sizes(plan)
     reused = min(wanted, chunk) > 1  # one input alone does not show whether a layer keeps samples apart
     several = x[: max(2, chunk)] if len(x) > 1 else torch.cat([x, x])

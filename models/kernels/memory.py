@@ -13,8 +13,6 @@ SHARE = 0.5  # of what is free, where nothing is asked for
 # with a fixed number the tiles, and with them the last bits, are the same from run to run.
 WORKING = 1.5e9
 
-LARGEST_KEPT = 2**25 - 2**16  # bytes; glibc's limit is 2**25, its own header included
-
 
 def budget(memory: str | int | float | None, result: int, device: torch.device) -> float:
     """Bytes a kernel may take, ``result`` bytes of it the kernel itself."""
@@ -24,15 +22,6 @@ def budget(memory: str | int | float | None, result: int, device: torch.device) 
     if not 0 < size < float("inf"):
         raise ValueError(f"memory={memory!r} must be positive; write it like '3GB', or pass a number of bytes")
     return size
-
-
-def keep_pages() -> None:
-    """Let glibc keep the memory of arrays up to 32 MB that come and go with every batch.
-
-    It returns large arrays to the system, and the next batch faults its pages in anew, up to a size that grows with the
-    largest one freed so far (mallopt(3), M_MMAP_THRESHOLD). This array is never touched and costs no memory.
-    """
-    torch.empty(LARGEST_KEPT, dtype=torch.uint8)
 
 
 def free_memory(device: torch.device) -> float:
