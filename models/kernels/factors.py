@@ -58,7 +58,9 @@ def _structured(plan: Plan, x: Tensor, chunk: int, *, check: bool) -> list[Facto
 
 def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice, *, check: bool) -> None:
     layers = {name: layer_plan.layer for name, layer_plan in plan.layers.items()}
-    outputs, uses = run_recorded(plan.model, plan.params, layers, x)
+    outputs, uses = run_recorded(plan.model, plan.params, layers, x, copies=plan.in_place)
+    if not plan.in_place and any(use.output._version > 0 for calls in uses.values() for use in calls):
+        outputs, uses = run_recorded(plan.model, plan.params, layers, x, copies=True)  # unlike the input on trial
     if check:
         require_uncoupled(outputs, plan.reference.values)
         _require_same_sizes(plan, uses, len(x))

@@ -29,7 +29,7 @@ Supported = nn.Linear | nn.Conv2d
 
 @dataclass
 class Use:
-    """One call of a layer: what entered it, its output, and the copy that the network went on with."""
+    """One call of a layer: what entered it, its output, and what the network went on with, that or a copy."""
 
     layer: Supported
     entered: Tensor  # with its graph
@@ -77,8 +77,11 @@ def _known(module: Supported) -> bool:
 
 
 @contextmanager
-def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
-    """Collect every call of the layers; what they return stays differentiable from their outputs on."""
+def recorded(layers: Mapping[str, Supported], *, copies: bool) -> Iterator[Uses]:
+    """Collect every call of the layers; what they return stays differentiable from their outputs on.
+
+    ``copies``: the network goes on with copies of the preactivations, which an in-place activation may overwrite.
+    """
     uses: Uses = {name: [] for name in layers}
 
     def call(name: str, layer: Supported, x: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
             use.output = type(layer).forward(layer, x)  # type: ignore[arg-type]
         if not use.output.requires_grad:
             use.output.requires_grad_()
-        use.passed_on = use.output.clone()  # an in-place activation would overwrite the recorded preactivation
+        use.passed_on = use.output.clone() if copies else use.output
         uses[name].append(use)
         return use.passed_on
 
@@ -107,10 +110,13 @@ def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
 
 
 def run_recorded(
-    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor
+    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor, *, copies: bool = True
 ) -> tuple[Tensor, Uses]:
-    """Outputs ``(n, c)`` with their graph, and what each layer saw."""
-    with torch.enable_grad(), recorded(layers) as uses:
+    """Outputs ``(n, c)`` with their graph, and what each layer saw.
+
+    Without ``copies`` an output that the network wrote into has another version than 0 afterwards.
+    """
+    with torch.enable_grad(), recorded(layers, copies=copies) as uses:
         outputs = functional_call(model, dict(params), (x,))
         require_matrix(outputs, len(x))
         return outputs, uses
@@ -179,8 +185,8 @@ def put_gradients(out: Tensor, uses: list[Use], gradients: list[Tensor]) -> None
     layer = uses[0].layer
     if len(uses) == 1 and isinstance(layer, nn.Conv2d) and not cuts_patches(uses[0]):
         fan_in = layer.weight[0].numel()
-        scaled = uses[0].input * getattr(layer, "weight_scale", 1.0)
-        out[..., :fan_in].copy_(_grouped_gradients(layer, scaled, gradients[0]))
+        weights = _grouped_gradients(layer, uses[0].input, gradients[0])
+        torch.mul(weights, getattr(layer, "weight_scale", 1.0), out=out[..., :fan_in])
         if layer.bias is not None:
             torch.mul(gradients[0].sum((3, 4)), getattr(layer, "bias_scale", 1.0), out=out[..., -1])
         return

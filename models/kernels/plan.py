@@ -54,6 +54,7 @@ class Plan:
     activations: Activations
     reference: Reference
     pooled: "Pooled | None"
+    in_place: bool  # whether the network writes into what its layers return
 
     @property
     def num_outputs(self) -> int:
@@ -173,6 +174,7 @@ def make_plan(
         trial.activations,
         trial.reference,
         _pooled(plans),
+        trial.in_place,
     )
 
 

@@ -50,6 +50,7 @@ class Trial:
     outputs: list[int]  # those asked for
     values: Tensor  # what the network returned, (1, c)
     uses: Uses
+    in_place: bool  # whether the network writes into what its layers return
     activations: Activations
     reference: Reference
 
@@ -83,7 +84,8 @@ def try_network(
     for name, layer in layers.items():
         gradient = _stacked(layer, name, true)
         projected[name] = _generic(gradient.T, 0).T @ gradient @ _generic(gradient, 1)
-    return Trial(rows, values, uses, activations, Reference(values.detach(), mixture, projected))
+    in_place = any(use.passed_on._version > 0 for calls in uses.values() for use in calls)
+    return Trial(rows, values, uses, in_place, activations, Reference(values.detach(), mixture, projected))
 
 
 def _activations(leaves: Mapping[str, Tensor], point: Tensor, kept: Iterable[Tensor]) -> Activations:
