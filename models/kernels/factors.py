@@ -10,7 +10,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from ridgescope.models.kernels.channels import common_cotangents, readout_weights
 from ridgescope.models.kernels.checks import require_uncoupled
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial, expanded
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial, cut, expanded
 from ridgescope.models.kernels.layers import (
     Use,
     Uses,
@@ -64,31 +64,42 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice, *, c
     if check:
         require_uncoupled(outputs, plan.reference.values)
         _require_same_sizes(plan, uses, len(x))
-    mixed = {name: _mixed_seed(plan, outputs) for name, layer in plan.layers.items() if layer.form is Diagonal}
+    wanted = [name for name, layer in plan.layers.items() if layer.form is not Diagonal]
     common = common_cotangents(plan, uses)
     if plan.pooled is not None and common is not None:
         name = plan.pooled.convolution
         kept[name].put_common(rows, readout_weights(plan), uses[name], common)
-        channels = plan.reference.mixture @ readout_weights(plan)
-        mixed[name] = [(channels.view(-1, *[1] * (common.ndim - 2)) * common[:1])[None]]
-    wanted = [name for name in plan.layers if name not in mixed]
+        wanted.remove(name)
     flat = [use for name in wanted for use in uses[name]]
     for start in range(0, plan.num_outputs if wanted else 0, plan.together):
         some = slice(start, min(start + plan.together, plan.num_outputs))
         gradients = iter(cotangents_of(outputs, plan.outputs[some], flat))
         for name in wanted:
-            mine = [next(gradients) for _ in uses[name]]
-            if check:
-                shares = [torch.tensordot(plan.reference.mixture[some], one[:, :1], 1)[None] for one in mine]
-                mixed[name] = [a + b for a, b in zip(mixed[name], shares, strict=True)] if start else shares
-            kept[name].put(rows, some, uses[name], mine)
-    if check:
-        _require_none(
-            {name for name in layers if plan.reference.contradicted(layers[name], name, uses[name], mixed[name])}
-        )
+            kept[name].put(rows, some, uses[name], [next(gradients) for _ in uses[name]])
     for name, store in kept.items():
         if store.layer.form is not Explicit:
             store.inputs[rows] = stacked_inputs(uses[name])
+    if check:
+        _require_none({name for name, store in kept.items() if not _meets(plan, name, store)})
+
+
+def _meets(plan: Plan, name: str, store: "_Store") -> bool:
+    """Whether what is kept of the first input makes the reference's gradient."""
+    mixture, reference = plan.reference.mixture, plan.reference
+    first, size = cut(store.factor(), slice(0, 1)), (store.layer.fan_out, store.layer.fan_in)
+    if isinstance(first, Common):
+        weights = mixture @ first.weights.to(mixture)
+        return reference.meets(name, weights[:, None] * first.gradients[0].to(mixture))
+    if isinstance(first, Explicit):
+        return reference.meets(name, (mixture @ first.gradients.to(mixture).view(len(mixture), -1)).view(size))
+    inputs = first.inputs.to(mixture).view(-1, size[1])
+    if isinstance(first, Diagonal):
+        seed = mixture.new_zeros(1, size[0])
+        seed[0, list(plan.outputs)] = mixture
+        return reference.meets_product(name, seed, inputs)
+    d = first.cotangents.to(mixture)
+    d = d[0, 0].unflatten(-1, (len(mixture), -1)).movedim(-2, 0) if plan.trace else d[:, 0]
+    return reference.meets_product(name, torch.tensordot(mixture, d, 1).view(-1, size[0]), inputs)
 
 
 def _require_same_sizes(plan: Plan, uses: Uses, inputs: int) -> None:
@@ -102,13 +113,6 @@ def _require_same_sizes(plan: Plan, uses: Uses, inputs: int) -> None:
             or stacked_sizes(uses[name])[0] != layer.positions
         }
     )
-
-
-def _mixed_seed(plan: Plan, outputs: Tensor) -> list[Tensor]:
-    """The reference's mixture as the cotangent of the outputs themselves, (1, 1, c)."""
-    seed = outputs.new_zeros(1, 1, outputs.shape[1])
-    seed[0, 0, list(plan.outputs)] = plan.reference.mixture
-    return [seed]
 
 
 class _NotStructured(Exception):

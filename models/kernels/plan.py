@@ -12,7 +12,7 @@ from ridgescope.models.kernels.trial import Activations, Reference, try_network
 
 # Of the largest array in a pass, over all inputs and outputs that go together: few enough to stay near the cache, and
 # enough to keep the convolutions busy (benchmarks/kernel_entk.py)
-PASS_BYTES = 4e6
+PASS_BYTES = 8e6
 
 
 @dataclass(frozen=True)

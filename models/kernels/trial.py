@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.checks import chosen_outputs
-from ridgescope.models.kernels.layers import Supported, Use, Uses, layer_cotangents, layer_inputs, run_recorded
+from ridgescope.models.kernels.layers import Supported, Uses, run_recorded
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,21 @@ class Reference:
     mixture: Tensor  # (c,) weights of the outputs asked for
     gradients: Mapping[str, Tensor]  # layer -> (4, 4)
 
-    def contradicted(self, layer: Supported, name: str, uses: list[Use], mixed: list[Tensor]) -> bool:
-        """Whether the layer's gradient, put together from positions, is another. ``mixed``: the mixture of the
-        first input's cotangents in each use, (1, 1, ...).
+    def meets(self, name: str, gradient: Tensor) -> bool:
+        """Whether a layer's gradient of the mixture (o, k) is autograd's.
 
-        So fails a layer whose weight is read elsewhere too, or whose batch axis is folded or reordered.
+        It is not where the weight is read elsewhere too, or where the batch axis is folded or reordered.
         """
-        d = layer_cotangents(layer, mixed)[0, 0]
-        a = torch.cat([layer_inputs(layer, use.input[:1]) for use in uses], dim=1)[0]
-        left, right = (_generic(matrix, axis) for axis, matrix in enumerate((d, a)))
-        built, true = (d @ left).T @ (a @ right), self.gradients[name]
+        return self._agrees(name, _generic(gradient.T, 0).T @ gradient @ _generic(gradient, 1))
+
+    def meets_product(self, name: str, d: Tensor, a: Tensor) -> bool:
+        """The same of ``sum_s d(s) (x) a(s)``, from (s, o) and (s, k)."""
+        return self._agrees(name, (d @ _generic(d, 0)).T @ (a @ _generic(a, 1)))
+
+    def _agrees(self, name: str, built: Tensor) -> bool:
+        true = self.gradients[name]
         tolerance = torch.finfo(true.dtype).eps ** 0.5  # far above rounding, far below any structural mistake
-        return not bool((built - true).norm() <= tolerance * true.norm())
+        return bool((built - true).norm() <= tolerance * true.norm())
 
 
 @dataclass(frozen=True)
