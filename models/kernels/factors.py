@@ -49,7 +49,8 @@ def layer_factors(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
 
 
 def _structured(plan: Plan, x: Tensor, chunk: int, *, check: bool) -> list[Factor]:
-    kept = {name: _Store(layer_plan, plan, x) for name, layer_plan in plan.layers.items()}
+    pooled = plan.pooled.convolution if plan.pooled is not None else None
+    kept = {name: _Store(layer, plan, x, pooled=name == pooled) for name, layer in plan.layers.items()}
     for start in range(0, len(x) if kept or check else 0, chunk):
         rows = slice(start, min(start + chunk, len(x)))
         _fill(plan, kept, x[rows], rows, check=check and start == 0)
@@ -130,7 +131,7 @@ def _require_none(names: set[str]) -> None:
 class _Store:
     """The arrays of one layer's factor while they are being filled; outputs outermost, or merged into o."""
 
-    def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor) -> None:
+    def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor, *, pooled: bool) -> None:
         self.layer, self.trace, self.num_outputs = layer, plan.trace, plan.num_outputs
         s, k, o = layer.positions, layer.fan_in, layer.fan_out
         dtype, device = plan.dtype, x.device
@@ -144,6 +145,10 @@ class _Store:
         self._common = partial(torch.empty, (len(x), o, k), dtype=dtype, device=device)
         self._weights = torch.empty(0)  # of `Common`
         self._in_common: list[slice] = []
+        if pooled:  # at once, or what is kept would lie between arrays that come and go, whose space is then lost
+            self.common  # noqa: B018
+        elif layer.form is not Diagonal:
+            self.outer  # noqa: B018
 
     @cached_property
     def outer(self) -> Tensor:
