@@ -5,8 +5,9 @@ import time
 
 import torch
 
-from ridgescope.models.kernels.factors import Diagonal, Explicit, Gated, LayerPlan, Plan
+from ridgescope.models.kernels.forms import Diagonal, Explicit, Gated
 from ridgescope.models.kernels.layout import Layout, Tile
+from ridgescope.models.kernels.plan import LayerPlan, Plan
 from ridgescope.sizes import format_size
 
 QUIET = 10.0  # seconds: shorter computations say nothing

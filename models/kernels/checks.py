@@ -1,7 +1,7 @@
 """What every kernel asks of a network: whole parameters, matching inputs, no coupling within a batch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,16 +93,28 @@ def checked_outputs(model: nn.Module, params: Parameters, x: Tensor) -> int:
             functional_call(model, dict(params), (x[:2],)),
             functional_call(model, dict(params), (x[:1],)),
         )
-    if not isinstance(batch, Tensor):
+    require_matrix(batch, len(x[:2]))
+    require_uncoupled(batch, alone)
+    return batch.shape[1]
+
+
+def require_matrix(outputs: object, inputs: int) -> None:
+    """``ValueError`` where what the model returned for some inputs is no tensor (inputs, outputs)."""
+    if not isinstance(outputs, Tensor):
         raise ValueError(
-            f"the model returns {type(batch).__name__}, kernels need a tensor (n, num_outputs); wrap it in a module "
+            f"the model returns {type(outputs).__name__}, kernels need a tensor (n, num_outputs); wrap it in a module "
             "that returns the one output meant"
         )
-    if batch.ndim != 2 or len(batch) != len(x[:2]):
+    if outputs.ndim != 2 or len(outputs) != inputs:
         raise ValueError(
-            f"the model maps {len(x[:2])} inputs to shape {tuple(batch.shape)}; "
+            f"the model maps a batch of {inputs} to shape {tuple(outputs.shape)}; "
             "kernels need outputs (n, num_outputs), so flatten or reduce them"
         )
+
+
+def require_uncoupled(batch: Tensor, alone: Tensor) -> None:
+    """``ValueError`` where the first row of a batch's outputs is not what the first input gives alone."""
+    batch, alone = batch.detach(), alone.detach()
     # different batch sizes may sum in another order: rounding, far below sqrt(eps)
     tolerance = math.sqrt(torch.finfo(batch.dtype).eps) * float(batch.abs().max())
     if float((batch[:1] - alone).abs().max()) > tolerance:
@@ -110,10 +122,9 @@ def checked_outputs(model: nn.Module, params: Parameters, x: Tensor) -> int:
             "an input's output changes with the rest of its batch, or at random; "
             "call model.eval(), or remove what couples the samples"
         )
-    return batch.shape[1]
 
 
-def chosen_outputs(outputs: Sequence[int] | None, num_outputs: int) -> list[int]:
+def chosen_outputs(outputs: Iterable[int] | None, num_outputs: int) -> list[int]:
     """The indices asked for; ``ValueError`` for one that does not exist, or none, or one twice."""
     rows = list(range(num_outputs) if outputs is None else outputs)
     if not rows or len(set(rows)) < len(rows) or not set(rows) <= set(range(num_outputs)):

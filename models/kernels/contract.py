@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.factors import Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
 
+FEWEST = 128  # rows of a matrix product that is fast
 TILE = 512  # most rows of one matrix product: 2 MB in float64, which stays in cache until it is added to K
 CHUNK = 32e6  # bytes of explicit gradients formed at a time
 COLUMNS = 2**16  # numbers in one array h of `_add_by_columns`: 0.5 MB in float64
@@ -22,6 +23,12 @@ def add_factor(kernel: Tensor, left: Factor, right: Factor, *, symmetric: bool, 
 
     Of a batch against itself (``symmetric``) only the half that `mirror` completes is computed.
     """
+    if isinstance(left, Common) and isinstance(right, Common):
+        return _add_by_channels(kernel, left, right, symmetric)
+    if isinstance(left, Common) or isinstance(right, Common):
+        square = right is left
+        left = left.explicit() if isinstance(left, Common) else left
+        right = left if square else right.explicit() if isinstance(right, Common) else right
     if isinstance(left, Diagonal) and isinstance(right, Diagonal):
         for p, q in _squares(kernel, symmetric):
             shared = left.inputs[p] @ right.inputs[q].T
@@ -48,9 +55,8 @@ def mirror(kernel: Tensor) -> None:
 
 def _squares(kernel: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     outputs, rows, _, columns = kernel.shape
-    # about eight a side, counting outputs, or the symmetric half would not be much less than the whole; products of
-    # fewer than 128 rows are slow
-    side = min(TILE, max(128, rows * outputs // 8))
+    # about eight a side, counting outputs, or the symmetric half would not be much less than the whole
+    side = min(TILE, max(FEWEST, rows * outputs // 8))
     for p in range(0, rows, side):
         for q in range(p if symmetric else 0, columns, side):
             yield slice(p, p + side), slice(q, q + side)
@@ -62,18 +68,43 @@ def _pairs(kernel: Tensor, half: bool) -> Iterator[tuple[int, int]]:
             yield c, e
 
 
+def _groups(left: Tensor, right: Tensor) -> list[slice]:
+    """Outputs whose blocks go into one matrix product, so that it has rows enough to be fast; one by one where that
+    would copy them."""
+    outputs, rows, _ = left.shape
+    together = all(side.stride(0) == side.shape[1] * side.stride(1) for side in (left, right))
+    step = max(1, FEWEST // rows) if together else 1
+    return [slice(c, min(c + step, outputs)) for c in range(0, outputs, step)]
+
+
 def _add_products(
     kernel: Tensor, left: Tensor, right: Tensor, gates: tuple[Tensor, Tensor] | None, symmetric: bool
 ) -> None:
     """``K[c,p;e,q] += (a[p] . a[q]) (left[c,p] . right[e,q])`` with ``gates`` the two a, or without the gate."""
     for p, q in _squares(kernel, symmetric):
-        gate = None if gates is None else gates[0][p] @ gates[1][q].T
-        for c, e in _pairs(kernel, symmetric and p == q):
-            block = kernel[c, p, e, q]
-            if gate is None:
-                block.addmm_(left[c, p], right[e, q].T)
-            else:
-                block.addcmul_(left[c, p] @ right[e, q].T, gate)
+        gate = None if gates is None else (gates[0][p] @ gates[1][q].T)[None, :, None]
+        groups = _groups(left[:, p], right[:, q])
+        for i, cs in enumerate(groups):
+            mine = left[cs, p].flatten(0, 1)
+            for es in groups[i if symmetric and p == q else 0 :]:
+                block = kernel[cs, p, es, q]
+                product = mine @ right[es, q].flatten(0, 1).T
+                product = product.view(block.shape)
+                if gate is None:
+                    block += product
+                else:
+                    block.addcmul_(product, gate)
+
+
+def _add_by_channels(kernel: Tensor, left: Common, right: Common, symmetric: bool) -> None:
+    """``K[c,p;e,q] += sum_o w[c,o] w[e,o] (g[p,o] . g[q,o])``: one Gram matrix for each channel and not each pair."""
+    channels = max(left.gradients.shape[1], kernel[:, 0, :, 0].numel())
+    pairs = left.weights[:, None] * left.weights
+    weights = pairs.diagonal().sum(1)[None] if left.trace else pairs.flatten(0, 1)  # (c e, o)
+    for p, q in _small_tiles(kernel, max(8, int((COLUMNS / channels) ** 0.5)), symmetric):
+        grams = torch.bmm(left.gradients[p].transpose(0, 1), right.gradients[q].permute(1, 2, 0))  # (o, p, q)
+        block = (weights @ grams.flatten(1)).view(len(kernel), len(kernel), *grams.shape[1:])
+        _add_block(kernel, block.permute(0, 2, 1, 3), p, q, symmetric)
 
 
 def _add_spatial(kernel: Tensor, left: Spatial, right: Spatial, symmetric: bool, memory: int | float) -> None:
@@ -118,6 +149,8 @@ def diagonal_of(factor: Factor, num_outputs: int, memory: int | float) -> Tensor
         return factor.cotangents.square().sum(2) * factor.inputs.square().sum(1)
     if isinstance(factor, Explicit):
         return factor.gradients.square().sum(2)
+    if isinstance(factor, Common):
+        return factor.weights.square() @ factor.gradients.square().sum(2).T
     outputs, inputs, positions, fan_out = factor.cotangents.shape
     numbers = outputs * inputs * (factor.inputs.shape[2] + positions)
     channels = max(1, int(min(memory, CHUNK) / (numbers * factor.inputs.element_size())))

@@ -3,7 +3,7 @@
 A layer's gradient is an outer product of what enters it and what comes back to it, so its share of the kernel
 is a product of two small Gram matrices, ``(d . d') (a . a')``. Only C backward passes to the preactivations
 are needed; parameters that do not fit the pattern get their exact Jacobian. Which layers fit is not assumed
-from their type alone: each one's gradient is compared with autograd's on a few inputs first.
+from their type alone: each one's gradient of the first input is compared with autograd's.
 
 Letters: n, m inputs; C outputs; rows are output-major: entry ``(c n + i, e m + j)`` belongs to outputs c, e
 of inputs i, j.
@@ -18,17 +18,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.announce import Announcer
-from ridgescope.models.kernels.checks import (
-    Parameters,
-    checked_outputs,
-    checked_parameters,
-    chosen_outputs,
-    chosen_parameters,
-)
+from ridgescope.models.kernels.checks import Parameters, checked_parameters, chosen_parameters
 from ridgescope.models.kernels.contract import diagonal_of
-from ridgescope.models.kernels.factors import Plan, layer_factors, make_plan
-from ridgescope.models.kernels.layout import deal, make_layout
+from ridgescope.models.kernels.factors import layer_factors, settle
+from ridgescope.models.kernels.layout import Layout, deal, make_layout
 from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.plan import Plan, make_plan
 from ridgescope.models.kernels.precision import full_precision
 from ridgescope.models.kernels.store import KernelStore
 from ridgescope.models.kernels.stored import stored_kernel
@@ -73,9 +68,9 @@ def empirical_ntk(
 
     Cost: C backward passes per input, then per pair of inputs C^2 o products for a dense layer of o neurons
     (k for the readout of k features), for a convolution with s pixels and fan-in k the least of C^2 o k and
-    s^2 k + s^2 C o + C^2 s o; half of that for x2=None. The trace form has C in place of C^2. Where the
-    layers' factors of all inputs do not fit the memory, inputs pass through the network more than once. More
-    than 10 seconds are announced on stderr.
+    s^2 k + s^2 C o + C^2 s o (for the last one before a pooled readout o k + C^2 o); half of that for x2=None. The
+    trace form has C in place of C^2. Where the layers' factors of all inputs do not fit the memory, inputs pass
+    through the network more than once. More than 10 seconds are announced on stderr.
 
     Raises ``ValueError`` for NaN weights, mixed dtypes or devices, dropout or BatchNorm in training mode,
     outputs that are not ``(n, C)``, a kernel that fits neither ``memory`` nor the disk, and a ``path`` that
@@ -138,14 +133,19 @@ def ntk_diagonal(
     with full_precision(x.device):
         plan = _plan(model, params, x, None, "full", outputs, parameters, dtype)
         size = plan.num_outputs * len(x) * plan.dtype.itemsize
-        layout = make_layout(
-            plan, len(x), 1, symmetric=False, budget=budget(memory, size, x.device), result=size, stored=False
-        )
+        room = budget(memory, size, x.device)
+
+        def layout_of(plan: Plan) -> Layout:
+            return make_layout(plan, len(x), 1, symmetric=False, budget=room, result=size, stored=False)
+
+        plan, first = settle(plan, x, lambda plan: layout_of(plan).sizes)
+        layout = layout_of(plan)
         diagonal = torch.zeros(plan.num_outputs, len(x), dtype=plan.dtype, device=x.device)
         for start in range(0, len(x), layout.strip):
             rows = slice(start, start + layout.strip)
-            for factor in layer_factors(plan, x[rows], layout.chunk):
+            for factor in first or layer_factors(plan, x[rows], layout.chunk):
                 diagonal[:, rows] += diagonal_of(factor, plan.num_outputs, layout.scratch)
+            first.clear()
         return diagonal.flatten()
 
 
@@ -160,11 +160,10 @@ def _plan(
     dtype: torch.dtype | None,
 ) -> Plan:
     checked = checked_parameters(model, params, x1, *(() if x2 is None else (x2,)))
-    rows = chosen_outputs(outputs, checked_outputs(model, checked, x1))
     chosen = chosen_parameters(parameters, checked)
     if dtype is not None:
         require_choice("dtype", str(dtype), ("torch.float32", "torch.float64"))
-    return make_plan(model, checked, x1, rows, trace=form == "trace", chosen=chosen, dtype=dtype)
+    return make_plan(model, checked, x1, outputs, trace=form == "trace", chosen=chosen, dtype=dtype)
 
 
 def _in_memory(
@@ -174,15 +173,29 @@ def _in_memory(
     count = len(plan.names) if by_module else 1
     size = count * blocks**2 * rows * columns * plan.dtype.itemsize
     room = min(team.everyones(budget(memory, size, x1.device)))
-    layout = make_layout(
-        plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=False, shared=team.size
-    )
+
+    def layout_of(plan: Plan) -> Layout:
+        return make_layout(
+            plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=False, shared=team.size
+        )
+
+    with team.together():
+        plan, first = settle(
+            plan, x1, lambda plan: layout_of(plan).sizes if team.rank == 0 else (0, layout_of(plan).chunk)
+        )
+    layout = layout_of(plan)
     kernels = [torch.zeros(blocks, rows, blocks, columns, dtype=plan.dtype, device=x1.device) for _ in range(count)]
     tiles = deal(layout.tiles(), team.size)[team.rank]
     announcer = Announcer(plan, layout, tiles, stored=0, quiet=team.rank > 0)
     with team.together():
         for tile in compute_tiles(
-            plan, layout, x1, x2, tiles, lambda tile: [kernel[:, tile.rows, :, tile.columns] for kernel in kernels]
+            plan,
+            layout,
+            x1,
+            x2,
+            tiles,
+            lambda tile: [kernel[:, tile.rows, :, tile.columns] for kernel in kernels],
+            first,
         ):
             if x2 is None:
                 above = tile.columns.start if tile.square else tile.rows.stop

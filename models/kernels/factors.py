@@ -1,295 +1,194 @@
-"""What is kept of a batch so that kernels need no further pass through the network.
-
-Each layer is kept in the cheapest of four forms, decided once from its sizes (axes as in
-`ridgescope.models.kernels.layers`; c is 1 in the trace form, where the outputs are merged into o):
-
-    Gated      one position: K[c,p;e,q] += (d[c,p].d[e,q]) (a[p].a[q])
-    Diagonal   the readout, whose d[c] is the c-th unit vector: K[c,p;c,q] += a[p].a[q]
-    Explicit   the gradients themselves, K[c,p;e,q] += g[c,p].g[e,q]
-    Spatial    several positions, kept as (a, d) because the gradients would be larger
-"""
+"""What is kept of a batch so that kernels need no further pass through the network: each layer's factor."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
+from ridgescope.models.kernels.channels import common_cotangents, readout_weights
+from ridgescope.models.kernels.checks import require_uncoupled
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial, cut, expanded
 from ridgescope.models.kernels.layers import (
-    Supported,
     Use,
-    faithful_layers,
-    gradients_of,
+    Uses,
+    cotangents_of,
     layer_cotangents,
     put_gradients,
     run_recorded,
     stacked_inputs,
-    supported_layers,
-    try_layers,
+    stacked_sizes,
 )
+from ridgescope.models.kernels.plan import LayerPlan, Plan
 
 
-@dataclass(frozen=True)
-class Gated:
-    inputs: Tensor  # (n, k)
-    cotangents: Tensor  # (c, n, o)
+def settle(plan: Plan, x: Tensor, sizes: Callable[[Plan], tuple[int, int]]) -> tuple[Plan, list[Factor]]:
+    """The plan without the layers whose gradient is not autograd's, and the factors of the first inputs of x.
 
-
-@dataclass(frozen=True)
-class Diagonal:
-    inputs: Tensor  # (n, k)
-    repeats: int  # c in the trace form, else 1
-
-
-@dataclass(frozen=True)
-class Explicit:
-    gradients: Tensor  # (c, n, entries)
-
-
-@dataclass(frozen=True)
-class Spatial:
-    inputs: Tensor  # (n, s, k)
-    cotangents: Tensor  # (c, n, s, o)
-
-
-Factor = Gated | Diagonal | Explicit | Spatial
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """Sizes of one layer and the form it is kept in."""
-
-    layer: Supported
-    form: type[Factor]
-    positions: int
-    fan_in: int  # k
-    fan_out: int  # o, of one output
-
-    def numbers(self, num_outputs: int) -> int:
-        """Numbers kept for one input."""
-        if self.form is Diagonal:
-            return self.fan_in
-        if self.form is Explicit:
-            return num_outputs * self.fan_in * self.fan_out
-        return self.positions * (self.fan_in + num_outputs * self.fan_out)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one network's kernel is computed.
-
-    ``layers`` are the structured ones; ``rest`` names, for each module, the parameters left to their exact
-    Jacobian. ``outputs`` and ``chosen`` parameters are those asked for. Factors and kernels are in ``dtype``,
-    passes through the network in that of the parameters.
+    ``sizes(plan)``: of how many inputs factors are wanted (0 for none), and how many pass together. What is held
+    against the plan's reference is the first batch itself; its factors have the bits they would have without that.
     """
-
-    model: nn.Module
-    params: Mapping[str, Tensor]
-    layers: Mapping[str, LayerPlan]
-    rest: Mapping[str, tuple[str, ...]]
-    outputs: tuple[int, ...]
-    chosen: tuple[str, ...]
-    trace: bool
-    dtype: torch.dtype
-    activations: "Activations"
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.outputs)
-
-    @property
-    def blocks(self) -> int:
-        """Rows of the kernel for each input: the trace form merges the outputs."""
-        return 1 if self.trace else self.num_outputs
-
-    @property
-    def names(self) -> list[str]:
-        """The modules in the order of `layer_factors`."""
-        return [*self.layers, *self.rest]
-
-    @property
-    def numbers_per_input(self) -> int:
-        """Numbers in the factors of one input."""
-        return self._explicit + sum(plan.numbers(self.num_outputs) for plan in self.layers.values())
-
-    @property
-    def largest_numbers_per_input(self) -> int:
-        """Numbers of one input in the largest array of a pass."""
-        return max((plan.positions * max(plan.fan_in, plan.fan_out) for plan in self.layers.values()), default=1)
-
-    @property
-    def working_bytes_per_input(self) -> int:
-        """Memory of one input while a batch passes through: what autograd keeps (measured), preactivations and their
-        gradients, patches, temporary arrays."""
-        size = next(iter(self.params.values())).element_size()
-        layers = self.layers.values()
-        passed = sum(plan.positions * (plan.fan_in + 3 * plan.fan_out) for plan in layers)
-        gradients = max((plan.fan_in * plan.fan_out for plan in layers if plan.form is Explicit), default=0)
-        jacobian = 3 * self._explicit + (self.num_outputs * self.activations.each // size if self.rest else 0)
-        return self.activations.each + size * (passed + 3 * self.largest_numbers_per_input + gradients + jacobian)
-
-    @property
-    def _explicit(self) -> int:
-        return self.num_outputs * sum(self.params[name].numel() for names in self.rest.values() for name in names)
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Bytes that autograd keeps of a pass: of each input, and once (scaled weights, say)."""
-
-    each: int
-    once: int
-
-
-def make_plan(
-    model: nn.Module,
-    params: Mapping[str, Tensor],
-    x: Tensor,
-    outputs: Sequence[int],
-    *,
-    trace: bool,
-    chosen: Collection[str] | None = None,
-    dtype: torch.dtype | None = None,
-) -> Plan:
-    """Try the layers on a few inputs, and choose each one's form. ``chosen`` are the parameters that count."""
-    wanted = set(params if chosen is None else chosen)
-    supported = {
-        name: layer
-        for name, layer in supported_layers(model).items()
-        if {f"{name}.{own}".lstrip(".") for own, _ in layer.named_parameters(recurse=False)} <= wanted
-    }
-    pair = x[:2] if len(x) > 1 else torch.cat([x, x])
-    one, two = (try_layers(model, params, supported, some) for some in (x[:1], pair))
-    layers = faithful_layers(model, params, supported, pair, two)
-    plans = {
-        name: _plan_layer(layer, two.uses[name], two.outputs, len(outputs), trace) for name, layer in layers.items()
-    }
-    covered = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
-    rest: dict[str, tuple[str, ...]] = {}
-    for name, own in model.named_parameters():
-        if id(own) not in covered and name in wanted:
-            module = name.rpartition(".")[0]
-            rest[module] = (*rest.get(module, ()), name)
-    return Plan(
-        model,
-        params,
-        plans,
-        rest,
-        tuple(outputs),
-        tuple(sorted(wanted)),
-        trace,
-        dtype or next(iter(params.values())).dtype,
-        Activations(two.kept - one.kept, max(0, 2 * one.kept - two.kept)),
-    )
-
-
-def _plan_layer(layer: Supported, uses: list[Use], values: Tensor, num_outputs: int, trace: bool) -> LayerPlan:
-    _, positions, fan_in = stacked_inputs(uses).shape
-    fan_out = layer.weight.shape[0]
-    form: type[Factor] = Spatial
-    if positions == 1:
-        form = Diagonal if uses[0].is_outcome(values) else Gated
-    elif not prefers_spatial(positions, fan_in, fan_out, num_outputs, trace):
-        gradients = num_outputs * fan_in * fan_out
-        if gradients <= EXPLICIT_MEMORY * positions * (fan_in + num_outputs * fan_out):
-            form = Explicit
-    return LayerPlan(layer, form, positions, fan_in, fan_out)
-
-
-# Gradients that are kept are formed once and not for every pair of blocks, which is worth this much more memory
-EXPLICIT_MEMORY = 3
-
-
-# The spatial products run at about half the speed of one large matrix product (benchmarks/kernel_entk.py)
-SPATIAL_PENALTY = 2
-
-
-def prefers_spatial(positions: int, fan_in: int, fan_out: int, num_outputs: int, trace: bool) -> bool:
-    """Whether products over pairs of positions need less time than explicit gradients, per pair of inputs."""
-    s, c = positions, num_outputs
-    if trace:
-        return SPATIAL_PENALTY * s * s * (fan_in + c * fan_out) < c * fan_out * fan_in
-    spatial = s * s * fan_in + (s * s * c + c * c * s) * fan_out
-    return SPATIAL_PENALTY * spatial < c * c * fan_out * fan_in
+    wanted, chunk = sizes(plan)
+    reused = min(wanted, chunk) > 1  # one input alone does not show whether a layer keeps samples apart
+    several = x[: max(2, chunk)] if len(x) > 1 else torch.cat([x, x])
+    try:
+        factors = _structured(plan, x[:wanted] if reused else several, chunk if reused else len(several), check=True)
+    except _NotStructured as found:
+        plan, reused = plan.without(found.names), False
+        wanted, chunk = sizes(plan)
+    if not reused:
+        return plan, layer_factors(plan, x[:wanted], chunk) if wanted else []
+    return plan, factors + _unstructured(plan, x[:wanted], chunk)
 
 
 def layer_factors(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
     """Pass the inputs through the network in batches of ``chunk`` and keep every layer's factor."""
-    kept = {name: _Store(layer_plan, plan, x) for name, layer_plan in plan.layers.items()}
-    for start in range(0, len(x), chunk):
+    return _structured(plan, x, chunk, check=False) + _unstructured(plan, x, chunk)
+
+
+def _structured(plan: Plan, x: Tensor, chunk: int, *, check: bool) -> list[Factor]:
+    pooled = plan.pooled.convolution if plan.pooled is not None else None
+    kept = {name: _Store(layer, plan, x, pooled=name == pooled) for name, layer in plan.layers.items()}
+    for start in range(0, len(x) if kept or check else 0, chunk):
         rows = slice(start, min(start + chunk, len(x)))
-        _fill(plan, kept, x[rows], rows)
-    factors = [store.factor() for store in kept.values()]
-    return factors + [Explicit(part) for part in _jacobians(plan, x, chunk)]
+        _fill(plan, kept, x[rows], rows, check=check and start == 0)
+    return [store.factor() for store in kept.values()]
 
 
-def cut(factor: Factor, rows: slice) -> Factor:
-    """The factor of some of its inputs, as views."""
-    if isinstance(factor, Diagonal):
-        return Diagonal(factor.inputs[rows], factor.repeats)
-    if isinstance(factor, Explicit):
-        return Explicit(factor.gradients[:, rows])
-    return type(factor)(factor.inputs[rows], factor.cotangents[:, rows])
-
-
-def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice) -> None:
+def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice, *, check: bool) -> None:
     layers = {name: layer_plan.layer for name, layer_plan in plan.layers.items()}
-    outputs, uses = run_recorded(plan.model, plan.params, layers, x)
+    outputs, uses = run_recorded(plan.model, plan.params, layers, x, copies=plan.in_place)
+    if not plan.in_place and any(use.output._version > 0 for calls in uses.values() for use in calls):
+        outputs, uses = run_recorded(plan.model, plan.params, layers, x, copies=True)  # unlike the input on trial
+    if check:
+        require_uncoupled(outputs, plan.reference.values)
+        _require_same_sizes(plan, uses, len(x))
+    wanted = [name for name, layer in plan.layers.items() if layer.form is not Diagonal]
+    common = common_cotangents(plan, uses)
+    if plan.pooled is not None and common is not None:
+        name = plan.pooled.convolution
+        kept[name].put_common(rows, readout_weights(plan), uses[name], common)
+        wanted.remove(name)
+    flat = [use for name in wanted for use in uses[name]]
+    for start in range(0, plan.num_outputs if wanted else 0, plan.together):
+        some = slice(start, min(start + plan.together, plan.num_outputs))
+        gradients = iter(cotangents_of(outputs, plan.outputs[some], flat))
+        for name in wanted:
+            kept[name].put(rows, some, uses[name], [next(gradients) for _ in uses[name]])
     for name, store in kept.items():
         if store.layer.form is not Explicit:
             store.inputs[rows] = stacked_inputs(uses[name])
-    wanted = [name for name, layer_plan in plan.layers.items() if layer_plan.form is not Diagonal]
-    flat = [use for name in wanted for use in uses[name]]
-    for row, c in enumerate(plan.outputs if wanted else ()):
-        gradients = iter(gradients_of(outputs[:, c].sum(), flat))
-        for name in wanted:
-            mine = [next(gradients) for _ in uses[name]]
-            kept[name].put(rows, row, uses[name], mine)
+    if check:
+        _require_none({name for name, store in kept.items() if not _meets(plan, name, store)})
+
+
+def _meets(plan: Plan, name: str, store: "_Store") -> bool:
+    """Whether what is kept of the first input makes the reference's gradient."""
+    mixture, reference = plan.reference.mixture, plan.reference
+    first, size = cut(store.factor(), slice(0, 1)), (store.layer.fan_out, store.layer.fan_in)
+    if isinstance(first, Common):
+        weights = mixture @ first.weights.to(mixture)
+        return reference.meets(name, weights[:, None] * first.gradients[0].to(mixture))
+    if isinstance(first, Explicit):
+        return reference.meets(name, (mixture @ first.gradients.to(mixture).view(len(mixture), -1)).view(size))
+    inputs = first.inputs.to(mixture).view(-1, size[1])
+    if isinstance(first, Diagonal):
+        seed = mixture.new_zeros(1, size[0])
+        seed[0, list(plan.outputs)] = mixture
+        return reference.meets_product(name, seed, inputs)
+    d = first.cotangents.to(mixture)
+    d = d[0, 0].unflatten(-1, (len(mixture), -1)).movedim(-2, 0) if plan.trace else d[:, 0]
+    return reference.meets_product(name, torch.tensordot(mixture, d, 1).view(-1, size[0]), inputs)
+
+
+def _require_same_sizes(plan: Plan, uses: Uses, inputs: int) -> None:
+    """As of one input, or what follows could not even be stored. Code that fuses layers may not call them at all."""
+    _require_none(
+        {
+            name
+            for name, layer in plan.layers.items()
+            if len(uses[name]) != layer.uses
+            or not all(len(use.input) == inputs for use in uses[name])
+            or stacked_sizes(uses[name])[0] != layer.positions
+        }
+    )
+
+
+class _NotStructured(Exception):
+    """Layers whose gradient is not what their type says."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+
+def _require_none(names: set[str]) -> None:
+    if names:
+        raise _NotStructured(names)
 
 
 class _Store:
     """The arrays of one layer's factor while they are being filled; outputs outermost, or merged into o."""
 
-    def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor) -> None:
+    def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor, *, pooled: bool) -> None:
         self.layer, self.trace, self.num_outputs = layer, plan.trace, plan.num_outputs
         s, k, o = layer.positions, layer.fan_in, layer.fan_out
         dtype, device = plan.dtype, x.device
         self.inputs = torch.empty(0)
-        self.outer = torch.empty(0)
         if layer.form is not Explicit:
             self.inputs = torch.empty(len(x), s, k, dtype=dtype, device=device)
-        if layer.form is not Diagonal:
-            shape = (o * k,) if layer.form is Explicit else (s, o)
-            lead = (len(x), *shape[:-1], self.num_outputs, shape[-1])
-            full = (self.num_outputs, len(x), *shape)
-            self.outer = torch.empty(lead if self.trace else full, dtype=dtype, device=device)
+        shape = (o * k,) if layer.form is Explicit else (s, o)
+        lead = (len(x), *shape[:-1], self.num_outputs, shape[-1])
+        full = (self.num_outputs, len(x), *shape)
+        self._outer = partial(torch.empty, lead if self.trace else full, dtype=dtype, device=device)
+        self._common = partial(torch.empty, (len(x), o, k), dtype=dtype, device=device)
+        self._weights = torch.empty(0)  # of `Common`
+        self._in_common: list[slice] = []
+        if pooled:  # at once, or what is kept would lie between arrays that come and go, whose space is then lost
+            self.common  # noqa: B018
+        elif layer.form is not Diagonal:
+            self.outer  # noqa: B018
 
-    def put(self, rows: slice, row: int, uses: list[Use], gradients: list[Tensor]) -> None:
-        target = self.outer[rows, ..., row, :] if self.trace else self.outer[row, rows]
+    @cached_property
+    def outer(self) -> Tensor:
+        return self._outer()
+
+    @cached_property
+    def common(self) -> Tensor:
+        return self._common()
+
+    def put_common(self, rows: slice, weights: Tensor, uses: list[Use], psi: Tensor) -> None:
+        """As `put`, for all outputs: w[c] psi."""
+        self._weights = weights.to(self.common)
+        self._in_common.append(rows)
+        put_gradients(self.common[None, rows], uses, [psi[None]])
+
+    def put(self, rows: slice, outputs: slice, uses: list[Use], gradients: list[Tensor]) -> None:
+        """``gradients`` (c, n, ...) of these outputs and inputs."""
+        target = self.outer[rows].movedim(-2, 0)[outputs] if self.trace else self.outer[outputs, rows]
         if self.layer.form is Explicit:
-            matrices = target.view(len(target), self.layer.fan_out, self.layer.fan_in)
-            passed = (
-                matrices
-                if matrices.dtype == gradients[0].dtype
-                else torch.empty_like(matrices, dtype=gradients[0].dtype)
-            )
-            put_gradients(passed, uses, gradients)
-            if passed is not matrices:
-                matrices.copy_(passed)
+            put_gradients(target.unflatten(-1, (self.layer.fan_out, self.layer.fan_in)), uses, gradients)
         else:
-            target[:] = layer_cotangents(self.layer.layer, gradients)
+            target.copy_(layer_cotangents(self.layer.layer, gradients))
 
     def factor(self) -> Factor:
         if self.layer.form is Diagonal:
             return Diagonal(self.inputs[:, 0], self.num_outputs if self.trace else 1)
+        if self._in_common and "outer" not in vars(self):
+            return Common(self.common, self._weights, self.trace)
         outer = self.outer.flatten(-2)[None] if self.trace else self.outer
+        for rows in self._in_common:  # other batches' channels mix
+            outer[:, rows] = expanded(self.common[rows], self._weights, self.trace)
         if self.layer.form is Explicit:
             return Explicit(outer)
         if self.layer.form is Gated:
             return Gated(self.inputs[:, 0], outer[:, :, 0])
         return Spatial(self.inputs, outer)
+
+
+def _unstructured(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
+    return [Explicit(part) for part in _jacobians(plan, x, chunk)]
 
 
 def _jacobians(plan: Plan, x: Tensor, chunk: int) -> list[Tensor]:

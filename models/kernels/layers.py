@@ -8,7 +8,8 @@ patches, as ``[W, b] a``, so that they are cut once.
 Axes: n inputs, s positions, k entries of a (fan-in, and one for a bias), o entries of d (fan-out), c outputs.
 """
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from ridgescope.models.kernels.checks import require_matrix
 from ridgescope.models.layers import ScaledConv2d, ScaledLinear
 from ridgescope.models.patches import Geometry
 
@@ -27,12 +29,16 @@ Supported = nn.Linear | nn.Conv2d
 
 @dataclass
 class Use:
-    """One call of a layer: its input, its output, and the copy that the network went on with."""
+    """One call of a layer: what entered it, its output, and what the network went on with, that or a copy."""
 
     layer: Supported
-    input: Tensor
+    entered: Tensor  # with its graph
     output: Tensor = field(init=False)
     passed_on: Tensor = field(init=False)
+
+    @property
+    def input(self) -> Tensor:
+        return self.entered.detach()
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -71,20 +77,26 @@ def _known(module: Supported) -> bool:
 
 
 @contextmanager
-def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
-    """Collect every call of the layers; what they return stays differentiable from their outputs on."""
+def recorded(layers: Mapping[str, Supported], *, copies: bool) -> Iterator[Uses]:
+    """Collect every call of the layers; what they return stays differentiable from their outputs on.
+
+    ``copies``: the network goes on with copies of the preactivations, which an in-place activation may overwrite.
+    """
     uses: Uses = {name: [] for name in layers}
 
     def call(name: str, layer: Supported, x: Tensor) -> Tensor:
-        use = Use(layer, x.detach())
-        # torch convolves quickly in single precision only
-        if isinstance(layer, nn.Conv2d) and x.dtype == torch.float64 and x.device.type == "cpu":
-            use.output = _convolve(layer, x, use.inputs)
+        use = Use(layer, x)
+        if layer.weight.requires_grad:
+            use.output = type(layer).forward(layer, x)  # type: ignore[arg-type]
+        elif isinstance(layer, nn.Conv2d) and x.dtype == torch.float64 and x.device.type == "cpu":
+            use.output = _convolve(layer, x, use.inputs)  # torch convolves quickly in single precision only
+        elif isinstance(layer, ScaledLinear):
+            use.output = _apply(layer, x)
         else:
             use.output = type(layer).forward(layer, x)  # type: ignore[arg-type]
         if not use.output.requires_grad:
             use.output.requires_grad_()
-        use.passed_on = use.output.clone()  # an in-place activation would overwrite the recorded preactivation
+        use.passed_on = use.output.clone() if copies else use.output
         uses[name].append(use)
         return use.passed_on
 
@@ -98,11 +110,16 @@ def recorded(layers: Mapping[str, Supported]) -> Iterator[Uses]:
 
 
 def run_recorded(
-    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor
+    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor, *, copies: bool = True
 ) -> tuple[Tensor, Uses]:
-    """Outputs ``(n, c)`` with their graph, and what each layer saw."""
-    with torch.enable_grad(), recorded(layers) as uses:
-        return functional_call(model, dict(params), (x,)), uses
+    """Outputs ``(n, c)`` with their graph, and what each layer saw.
+
+    Without ``copies`` an output that the network wrote into has another version than 0 afterwards.
+    """
+    with torch.enable_grad(), recorded(layers, copies=copies) as uses:
+        outputs = functional_call(model, dict(params), (x,))
+        require_matrix(outputs, len(x))
+        return outputs, uses
 
 
 def layer_inputs(layer: Supported, x: Tensor) -> Tensor:
@@ -124,12 +141,26 @@ def stacked_inputs(uses: list[Use]) -> Tensor:
     return torch.cat([use.inputs for use in uses], dim=1) if len(uses) > 1 else uses[0].inputs
 
 
+def stacked_sizes(uses: list[Use]) -> tuple[int, int]:
+    """s and k of `stacked_inputs`."""
+    layer = uses[0].layer
+    outputs = [use.output[0].numel() for use in uses]
+    return sum(outputs) // layer.weight.shape[0], layer.weight[0].numel() + (layer.bias is not None)
+
+
 def _convolve(layer: nn.Conv2d, x: Tensor, a: Tensor) -> Tensor:
     weight = layer.weight.detach()
     rows = weight.flatten(1)
     stacked = rows if layer.bias is None else torch.cat([rows, layer.bias.detach()[:, None]], dim=1)
     scaled = getattr(layer, "weight_scale", 1.0) * weight
     return _Convolution.apply(x, a.transpose(1, 2), stacked, scaled, Geometry.of(layer))
+
+
+def _apply(layer: ScaledLinear, x: Tensor) -> Tensor:
+    """In an order whose backward pass has the weight on the right: on its left it takes 17 times as long for a few
+    inputs (MKL, 2 columns)."""
+    output = layer.weight_scale * (x @ layer.weight.mT)
+    return output if layer.bias is None else output + layer.bias_scale * layer.bias
 
 
 class _Convolution(torch.autograd.Function):
@@ -150,119 +181,76 @@ class _Convolution(torch.autograd.Function):
 
 
 def put_gradients(out: Tensor, uses: list[Use], gradients: list[Tensor]) -> None:
-    """``sum_s d(s) (x) a(s)`` of each input into ``out``, shape (n, o, k)."""
-    layer, x = uses[0].layer, uses[0].input
-    if len(uses) == 1 and isinstance(layer, nn.Conv2d) and _prefers_groups(x, gradients[0]):
-        weight = out[..., : layer.weight[0].numel()]
-        weight[:] = _grouped_gradients(layer, x, gradients[0]).mul_(getattr(layer, "weight_scale", 1.0))
+    """``sum_s d(s) (x) a(s)`` of each output and input into ``out``, shape (c, n, o, k), from (c, n, ...)."""
+    layer = uses[0].layer
+    if len(uses) == 1 and isinstance(layer, nn.Conv2d) and not cuts_patches(uses[0]):
+        fan_in = layer.weight[0].numel()
+        weights = _grouped_gradients(layer, uses[0].input, gradients[0])
+        torch.mul(weights, getattr(layer, "weight_scale", 1.0), out=out[..., :fan_in])
         if layer.bias is not None:
-            torch.mul(gradients[0].sum((2, 3)), getattr(layer, "bias_scale", 1.0), out=out[..., -1])
-    else:
-        torch.bmm(layer_cotangents(layer, gradients).transpose(1, 2), stacked_inputs(uses), out=out)
+            torch.mul(gradients[0].sum((3, 4)), getattr(layer, "bias_scale", 1.0), out=out[..., -1])
+        return
+    a = stacked_inputs(uses)
+    for one, d in zip(out, layer_cotangents(layer, gradients), strict=True):
+        if one.dtype == a.dtype:
+            torch.bmm(d.transpose(1, 2), a, out=one)
+        else:
+            one.copy_(torch.bmm(d.transpose(1, 2), a))
 
 
-def _prefers_groups(x: Tensor, gradient: Tensor) -> bool:
-    """In single precision on a CPU torch's grouped convolution beats cutting patches of large images."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and gradient.shape[2:].numel() >= 400
+def cuts_patches(use: Use) -> bool:
+    """Whether a convolution's gradients are made from patches. In single precision on a CPU torch's grouped
+    convolution is faster, unless images are small or have a few channels."""
+    x, layer = use.input, use.layer
+    grouped = x.dtype == torch.float32 and x.device.type == "cpu" and use.output.shape[2:].numel() >= 400
+    return not (grouped and layer.weight.shape[1] >= 8)
 
 
 def _grouped_gradients(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the weight for each image: all images as groups of one convolution."""
+    """The gradients in the weight for each output and image, (c, n, o, k): images are groups of one convolution, and
+    outputs further channels."""
     assert not isinstance(layer.padding, str)
-    n, o, *size = gradient.shape
-    shape = (n * o, *layer.weight.shape[1:])
-    stacked = (x.reshape(1, -1, *x.shape[2:]), gradient.reshape(1, n * o, *size))
-    return conv2d_weight(stacked[0], shape, stacked[1], layer.stride, layer.padding, layer.dilation, groups=n).view(
-        n, o, -1
-    )
+    c, n, o, *size = gradient.shape
+    shape = (n * c * o, *layer.weight.shape[1:])
+    stacked = (x.reshape(1, -1, *x.shape[2:]), gradient.transpose(0, 1).reshape(1, -1, *size))
+    weights = conv2d_weight(stacked[0], shape, stacked[1], layer.stride, layer.padding, layer.dilation, groups=n)
+    return weights.view(n, c, o, -1).transpose(0, 1)
 
 
-def gradients_of(score: Tensor, uses: list[Use]) -> list[Tensor]:
-    """``d score / d output`` of each use; the graph is kept."""
+def cotangents_of(outputs: Tensor, rows: Sequence[int], uses: list[Use]) -> list[Tensor]:
+    """``d out_c / d output`` of each use, (c, n, ...), for the outputs c in ``rows``; the graph is kept."""
     if not uses:
         return []
-    outputs = [use.output for use in uses]
-    return list(torch.autograd.grad(score, outputs, retain_graph=True, materialize_grads=True))
+    tensors = [use.output for use in uses]
+    if len(rows) == 1:
+        return [one[None] for one in _one_by_one(outputs, rows[0], tensors)]
+    seeds = outputs.new_zeros(len(rows), *outputs.shape)
+    for seed, row in zip(seeds, rows, strict=True):
+        seed[:, row] = 1
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap without a batching rule
+            found = torch.autograd.grad(
+                outputs, tensors, seeds, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a backward pass that vmap cannot follow
+        return [torch.stack(some) for some in zip(*(_one_by_one(outputs, row, tensors) for row in rows), strict=True)]
+    return [
+        seeds.new_zeros(()).expand(len(rows), *tensor.shape) if one is None else one
+        for one, tensor in zip(found, tensors, strict=True)
+    ]
+
+
+def _one_by_one(outputs: Tensor, row: int, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs[:, row].sum(), tensors, retain_graph=True, materialize_grads=True)
 
 
 def layer_cotangents(layer: Supported, gradients: list[Tensor]) -> Tensor:
-    """``d`` of one output over all uses, shape (n, s, o); a view where the layer is used once."""
+    """``d`` over all uses, shape (c, n, s, o) from (c, n, *z); a view where the layer is used once."""
     if isinstance(layer, nn.Conv2d):
-        gradients = [g.flatten(2).transpose(1, 2) for g in gradients]
-    parts = [g.reshape(len(g), -1, g.shape[-1]) for g in gradients]
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A few inputs passed through the network: its outputs (n, c), what layers saw, and bytes kept for backward."""
-
-    outputs: Tensor
-    uses: Uses
-    kept: int
-
-
-def try_layers(model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor) -> Trial:
-    """One recorded pass; parameters themselves are not counted as kept."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in params.values()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs, uses = run_recorded(model, params, layers, x)
-    return Trial(outputs, uses, sum(kept.values()))
-
-
-def faithful_layers(
-    model: nn.Module, params: Mapping[str, Tensor], layers: Mapping[str, Supported], x: Tensor, trial: Trial
-) -> dict[str, Supported]:
-    """The layers whose gradient for the first input, put together from positions in the ``trial`` of all of x (n > 1),
-    is autograd's of that input alone.
-
-    A layer fails that is never called, whose weight is read elsewhere too, or whose batch axis is folded or
-    reordered.
-    """
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        score = _probe(functional_call(model, leaves, (x[:1],)))
-        gradients = torch.autograd.grad(score, list(leaves.values()), materialize_grads=True)
-    true = dict(zip(leaves, gradients, strict=True))
-    outputs, uses = trial.outputs, trial.uses
-    used = [name for name in layers if uses[name] and all(len(use.input) == len(x) for use in uses[name])]
-    cotangents = iter(gradients_of(_probe(outputs), [use for name in used for use in uses[name]]))
-    faithful = {}
-    for name in used:
-        mine = layer_cotangents(layers[name], [next(cotangents) for _ in uses[name]])[0]
-        inputs, gradient = stacked_inputs(uses[name])[0], _stacked(layers[name], name, true)
-        left, right = (_generic(gradient, axis) for axis in range(2))
-        if _agrees((mine @ left).T @ (inputs @ right), left.T @ gradient @ right):
-            faithful[name] = layers[name]
-    return faithful
-
-
-def _generic(matrix: Tensor, axis: int) -> Tensor:
-    """Four directions, orthogonal to nothing in particular: gradients that agree along them all are equal."""
-    generator = torch.Generator().manual_seed(axis)
-    return torch.randn(matrix.shape[axis], 4, generator=generator, dtype=torch.float64).to(matrix)
-
-
-def _probe(outputs: Tensor) -> Tensor:
-    """The first input's outputs with fixed generic weights, so that none cancels another."""
-    return outputs[0] @ torch.cos(torch.arange(outputs.shape[1], dtype=outputs.dtype, device=outputs.device))
-
-
-def _stacked(layer: Supported, name: str, gradients: Mapping[str, Tensor]) -> Tensor:
-    """Autograd's ``[dW, db]`` as a matrix (o, k)."""
-    prefix = f"{name}." if name else ""
-    weight = gradients[prefix + "weight"].flatten(1)
-    return weight if layer.bias is None else torch.cat([weight, gradients[prefix + "bias"][:, None]], dim=1)
-
-
-def _agrees(built: Tensor, true: Tensor) -> bool:
-    tolerance = torch.finfo(true.dtype).eps ** 0.5  # far above rounding, far below any structural mistake
-    return bool((built - true).norm() <= tolerance * true.norm())
+        parts = [g.flatten(3).transpose(2, 3) for g in gradients]
+    else:
+        parts = [g.reshape(*g.shape[:2], -1, g.shape[-1]) for g in gradients]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]

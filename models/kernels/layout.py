@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ridgescope.models.kernels import contract
-from ridgescope.models.kernels.factors import Plan, Spatial
+from ridgescope.models.kernels.forms import Spatial
+from ridgescope.models.kernels.plan import Plan
 from ridgescope.sizes import format_size
 
-PASS_BYTES = 2e6  # of the largest array in a pass: it stays in cache, and its pages are used again
 USABLE = 0.9  # of a budget; the rest is for what allocators round up and keep
 OVERHEAD = 16e6  # bytes, at most half of a budget: buffers of the matrix library, measured
 SMALL = 64  # inputs on a side below which matrix products are slow
@@ -51,6 +51,11 @@ class Layout:
     chunk: int
     scratch: int | float  # bytes for explicit gradients formed at a time
     held: int | float  # bytes held at once by the estimate, the kernel itself included unless it is stored
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """What `factors.settle` asks for."""
+        return self.strip, self.chunk
 
     def tiles(self) -> list[Tile]:
         return [Tile(index, *place) for index, place in enumerate(self._places())]
@@ -113,7 +118,7 @@ def make_layout(
         # a tile must not crowd out the factors of its strip
         group = inner = min(group, pieces, max(SMALL, int(held / (copies * pair))) if copies else pieces)
     strip = 1 + int(spare * 5 / 8 / (held + copies * pair * group))
-    fast = max(8, int(PASS_BYTES / (size * plan.largest_numbers_per_input)))
+    fast = max(-(-8 // plan.together), plan.fast // plan.together)
     chunk = min(1 + int(spare / 4 / passing), fast, 256)
     strip, group = min(strip, rows), min(group, columns)
     chunk = -(-strip // -(-strip // chunk))  # passes of equal size: a short last one costs nearly a full one

@@ -13,17 +13,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ridgescope.models.kernels.checks import Parameters, checked_outputs, checked_parameters
-from ridgescope.models.kernels.factors import (
-    Diagonal,
-    Explicit,
-    Factor,
-    Gated,
-    Spatial,
-    layer_factors,
-    make_plan,
-)
+from ridgescope.models.kernels.checks import Parameters, checked_parameters
+from ridgescope.models.kernels.factors import layer_factors, settle
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial
 from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.plan import Plan, make_plan
 
 WORK = 2**20  # numbers in the largest temporary array: 8 MB in float64
 
@@ -48,20 +42,25 @@ class NTKProducts:
         memory: str | int | float | None = None,
     ) -> None:
         params = checked_parameters(model, params, x)
-        self.num_outputs = checked_outputs(model, params, x)
-        self._plan = make_plan(model, params, x, range(self.num_outputs), trace=False)
+        plan = make_plan(model, params, x, None, trace=False)
+        self.num_outputs = plan.num_outputs
         self._x, self.dtype = x, next(iter(params.values())).dtype
         size, room = self.dtype.itemsize, budget(memory, 0, x.device)
-        held, working = size * self._plan.numbers_per_input, self._plan.working_bytes_per_input
         weights = size * sum(value.numel() for value in params.values())
-        self._vectors, self._chunk = int(room / 4 / weights), min(256, int(room / 4 / working))
-        self._block = min(len(x), int(room / 2 / held))
-        if min(self._vectors, self._chunk, self._block) < 1:
-            raise ValueError(
-                f"memory={memory!r} cannot hold one direction and one input of this network; pass at "
-                f"least {max(4 * weights, 4 * working, 2 * held):.2g}"
-            )
-        self._kept = list(self._compute()) if self._block == len(x) else None
+        self._vectors = int(room / 4 / weights)
+
+        def sizes(plan: Plan) -> tuple[int, int]:
+            held, working = size * plan.numbers_per_input, plan.working_bytes_per_input
+            self._chunk, self._block = min(256, int(room / 4 / working)), min(len(x), int(room / 2 / held))
+            if min(self._vectors, self._chunk, self._block) < 1:
+                raise ValueError(
+                    f"memory={memory!r} cannot hold one direction and one input of this network; pass at "
+                    f"least {max(4 * weights, 4 * working, 2 * held):.2g}"
+                )
+            return self._block if self._block == len(x) else 0, self._chunk
+
+        self._plan, first = settle(plan, x, sizes)
+        self._kept = [(slice(0, len(x)), first)] if first else None
 
     def __len__(self) -> int:
         """Rows ``n C`` of K."""
@@ -100,6 +99,11 @@ class NTKProducts:
 def _pull(factor: Factor, v: Tensor) -> Tensor:
     """``J^T v`` of one layer for v (c, n, b): directions (b, entries), or (b o, k) where they are matrices."""
     c, n, b = v.shape
+    if isinstance(factor, Common):
+        mixed = torch.einsum("cnb,co->bon", v, factor.weights)
+        return (
+            torch.bmm(mixed.transpose(0, 1).contiguous(), factor.gradients.transpose(0, 1)).transpose(0, 1).flatten(1)
+        )
     if isinstance(factor, Explicit):
         return v.reshape(c * n, b).T @ factor.gradients.flatten(0, 1)
     if isinstance(factor, Diagonal):
@@ -115,6 +119,10 @@ def _pull(factor: Factor, v: Tensor) -> Tensor:
 
 def _push(factor: Factor, direction: Tensor, num_outputs: int) -> Tensor:
     """``J g`` of one layer, (c, n, b)."""
+    if isinstance(factor, Common):
+        along = direction.view(len(direction), *factor.gradients.shape[1:])
+        shares = torch.bmm(factor.gradients.transpose(0, 1), along.permute(1, 2, 0))  # (o, n, b)
+        return torch.tensordot(factor.weights, shares, 1)
     if isinstance(factor, Explicit):
         return factor.gradients @ direction.T
     if isinstance(factor, Diagonal):

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from ridgescope.models.kernels.announce import Announcer
 from ridgescope.models.kernels.disk import NAMES, DiskKernel, Head
-from ridgescope.models.kernels.factors import Plan
+from ridgescope.models.kernels.factors import settle
+from ridgescope.models.kernels.forms import Factor
 from ridgescope.models.kernels.identity import kernel_identity
-from ridgescope.models.kernels.layout import Tile, deal, make_layout
+from ridgescope.models.kernels.layout import Layout, Tile, deal, make_layout
 from ridgescope.models.kernels.memory import budget
+from ridgescope.models.kernels.plan import Plan
 from ridgescope.models.kernels.store import KernelStore
 from ridgescope.models.kernels.team import Team
 from ridgescope.models.kernels.tiles import compute_tiles
 from ridgescope.sizes import format_size
+
+Settled = tuple[Plan, list[Factor]]
 
 
 def stored_kernel(
@@ -36,15 +40,16 @@ def stored_kernel(
     disk = DiskKernel(folder)
     try:
         with ExitStack() as stack:
-            found = None
+            found, settled = None, None
             with team.together():
                 if team.rank == 0:
                     stack.enter_context(disk.locked())
-                    found = _prepare(disk, plan, identity, room, x1, x2, team.size)
+                    found, settled = _prepare(disk, plan, identity, room, x1, x2, team.size)
             head, done = next(answer for answer in team.everyones(found) if answer is not None)
             if not disk.whole.exists():
                 with team.together():
-                    _compute(disk, plan, head, done, x1, x2, team)
+                    settled = settled or settle(plan, x1, lambda _: (0, head.layout.chunk))
+                    _compute(disk, settled, head, done, x1, x2, team)
                 with team.together():
                     if team.rank == 0:
                         _finish(disk, head, team)
@@ -70,8 +75,8 @@ def identity_of(plan: Plan, x1: Tensor, x2: Tensor | None) -> str:
 
 def _prepare(
     disk: DiskKernel, plan: Plan, identity: str, room: float, x1: Tensor, x2: Tensor | None, shared: int
-) -> tuple[Head, set[int]]:
-    """The description of the kernel, and the tiles that need not be computed."""
+) -> tuple[tuple[Head, set[int]], Settled | None]:
+    """The description of the kernel and the tiles that need not be computed; for a new one what `settle` found."""
     os.utime(disk.folder)  # wanted now: a store removes what was not wanted for longest
     head = disk.head()
     if head is not None and head.identity != identity:
@@ -82,16 +87,21 @@ def _prepare(
     if head is None:
         rows, columns = len(x1), len(x1 if x2 is None else x2)
         size = plan.blocks**2 * rows * columns * plan.dtype.itemsize
-        layout = make_layout(
-            plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=True, shared=shared
-        )
+
+        def layout_of(plan: Plan) -> Layout:
+            return make_layout(
+                plan, rows, columns, symmetric=x2 is None, budget=room, result=size, stored=True, shared=shared
+            )
+
+        settled = settle(plan, x1, lambda plan: layout_of(plan).sizes)
+        layout = layout_of(settled[0])
         facts = {"model": type(plan.model).__name__, "form": "trace" if plan.trace else "full"}
         head = Head(identity, NAMES[plan.dtype], plan.blocks, layout, facts)
         disk.begin(head)
-        return head, set()
+        return (head, set()), settled
     if not disk.exists():
         disk.begin(head)
-        return head, set()
+        return (head, set()), None
     done = disk.intact(head)
     if not (disk.whole.exists() and len(done) == len(head.layout.tiles())):
         disk.reopen(head, done)
@@ -100,12 +110,13 @@ def _prepare(
                 f"path={str(disk.folder)!r} was begun with tiles that take {format_size(head.layout.held)} of memory; "
                 f"pass memory={format_size(head.layout.held)!r} to go on, or delete the folder"
             )
-    return head, done
+    return (head, done), None
 
 
 def _compute(
-    disk: DiskKernel, plan: Plan, head: Head, done: set[int], x1: Tensor, x2: Tensor | None, team: Team
+    disk: DiskKernel, settled: Settled, head: Head, done: set[int], x1: Tensor, x2: Tensor | None, team: Team
 ) -> None:
+    plan, first = settled
     missing = [tile for tile in head.layout.tiles() if tile.index not in done]
     tiles = deal(missing, team.size)[team.rank]
     announcer = Announcer(plan, head.layout, tiles, stored=head.bytes, quiet=team.rank > 0)
@@ -116,7 +127,7 @@ def _compute(
         latest[:] = [torch.zeros(shape, dtype=plan.dtype, device=x1.device)]
         return latest
 
-    for tile in compute_tiles(plan, head.layout, x1, x2, tiles, target):
+    for tile in compute_tiles(plan, head.layout, x1, x2, tiles, target, first):
         if plan.trace:
             latest[0] /= plan.num_outputs
         disk.write(head, tile, latest[0], team.rank)

@@ -6,8 +6,10 @@ from itertools import groupby
 from torch import Tensor
 
 from ridgescope.models.kernels.contract import add_factor, mirror
-from ridgescope.models.kernels.factors import Factor, Plan, cut, layer_factors
+from ridgescope.models.kernels.factors import layer_factors
+from ridgescope.models.kernels.forms import Factor, cut
 from ridgescope.models.kernels.layout import Layout, Tile
+from ridgescope.models.kernels.plan import Plan
 
 
 def compute_tiles(
@@ -17,17 +19,19 @@ def compute_tiles(
     x2: Tensor | None,
     tiles: Iterable[Tile],
     target: Callable[[Tile], Sequence[Tensor]],
+    first: list[Factor],
 ) -> Iterator[Tile]:
     """Yield each tile once it stands in ``target(tile)``: zeros (c, rows, c, columns), one array for the sum over all
-    modules or one for each in ``plan.names``."""
-    left: list[Factor] = []
+    modules or one for each in ``plan.names``. ``first``: factors of the first strip, or none; emptied here."""
+    left = first
     right: list[Factor] = []
     for _, group in groupby(tiles, key=lambda tile: tile.strip.start):
         mine = list(group)
         strip = mine[0].strip
-        left.clear()  # before the next ones are made, or both would be held at once
-        right.clear()
-        left = layer_factors(plan, x1[strip], layout.chunk)
+        if strip.start > 0 or not left:
+            left.clear()  # before the next ones are made, or both would be held at once
+            right.clear()
+            left = layer_factors(plan, x1[strip], layout.chunk)
         for tile in mine:
             right.clear()
             if tile.square:

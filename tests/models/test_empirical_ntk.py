@@ -1,15 +1,17 @@
 """The empirical NTK equals J J^T with the explicit Jacobian, for networks of every kind."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from ridgescope.models import CNN, MLP, empirical_ntk
-from ridgescope.models.kernels import contract, factors
+from ridgescope.models import CNN, MLP, NTKProducts, empirical_ntk, ntk_diagonal
+from ridgescope.models.kernels import contract, forms, plan
 from ridgescope.models.kernels.checks import checked_parameters
-from ridgescope.models.kernels.factors import make_plan
+from ridgescope.models.kernels.factors import layer_factors, settle
+from ridgescope.models.kernels.plan import make_plan
 
 # float64: sums of up to 1e5 products lose a few hundred ulps at most; float32 likewise, from 6e-8
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -251,6 +253,17 @@ class Reordered(nn.Module):
         return self.last(torch.tanh(self.first(x.flip(0))).flip(0))
 
 
+class TwoHeads(nn.Module):
+    """The first output does not depend on the second head's layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 1), nn.Linear(64, 2)
+
+    def forward(self, x):
+        return torch.tanh(torch.cat([self.one(x), self.two(x)], dim=1))
+
+
 NETWORKS = {
     "sequential": lambda: nn.Sequential(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 3)),
     "one layer": lambda: nn.Linear(64, 3),
@@ -278,6 +291,7 @@ NETWORKS = {
     "in place": InPlace,
     "transformer block": Tokens,
     "folded batch": Folded,
+    "two heads": TwoHeads,
     "reordered batch": Reordered,
     "weight norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 9)), nn.Linear(9, 3)),
 }  # fmt: skip
@@ -318,8 +332,9 @@ def test_resnet18(inputs, ntk_oracle):
     assert relative_error(empirical_ntk(model, None, x), oracle) < TOLERANCE[torch.float64]
     assert relative_error(single.double(), oracle) < TOLERANCE[torch.float32] / 10
     # 20 convolutions and the readout are structured; 40 tensors of BatchNorm are left to their Jacobian
-    plan = make_plan(model, checked_parameters(model, None, x), x, range(2), trace=False)
-    assert (len(plan.layers), sum(map(len, plan.rest.values()))) == (21, 40)
+    made = make_plan(model, checked_parameters(model, None, x), x, None, trace=False)
+    settled, _ = settle(made, x, lambda _: (0, 2))
+    assert (len(settled.layers), sum(map(len, settled.rest.values()))) == (21, 40)
 
 
 def test_integer_inputs(ntk_oracle):
@@ -334,7 +349,7 @@ def test_integer_inputs(ntk_oracle):
 @pytest.mark.parametrize("outputs", [1, 4])
 def test_both_contractions_of_a_convolution_agree(monkeypatch, generator, inputs, ntk_oracle, outputs, penalty):
     # the penalty decides between products over pairs of pixels (0) and explicit gradients (infinity)
-    monkeypatch.setattr(factors, "SPATIAL_PENALTY", penalty)
+    monkeypatch.setattr(forms, "SPATIAL_PENALTY", penalty)
     model = CNN((1, 8, 8), outputs, width=6, depth=2, strides=(1, 2), bias_std=0.2, generator=generator)
     assert_equals_oracle(model, inputs(9, 64), inputs(5, 64), ntk_oracle, outputs)
 
@@ -346,7 +361,7 @@ def test_tiles_meet_without_gaps(monkeypatch, generator, inputs, ntk_oracle, til
     monkeypatch.setattr(contract, "TILE", tile)
     monkeypatch.setattr(contract, "COLUMNS", 1)
     monkeypatch.setattr(contract, "CHUNK", 1)
-    monkeypatch.setattr(factors, "SPATIAL_PENALTY", penalty)
+    monkeypatch.setattr(forms, "SPATIAL_PENALTY", penalty)
     for model in (
         CNN((1, 8, 8), 3, width=6, depth=2, strides=(1, 2), generator=generator),
         MLP((64,), 3, width=12, depth=2, generator=generator),
@@ -370,10 +385,11 @@ def test_structured_layers_are_not_left_to_the_fallback(generator, inputs):
     # equality alone would hold if everything went through the exact Jacobian
     in_place = nn.Sequential(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 3)).double()
     for model in (CNN((1, 8, 8), 3, width=6, depth=3, bias_std=0.1, generator=generator), in_place):
-        params = checked_parameters(model, None, inputs(2, 64))
-        plan = make_plan(model, params, inputs(5, 64), range(3), trace=False)
-        assert plan.rest == {}
-        assert [layer.form.__name__ for layer in plan.layers.values()][-1] == "Diagonal"
+        x = inputs(5, 64)
+        made = make_plan(model, checked_parameters(model, None, x), x, None, trace=False)
+        settled, _ = settle(made, x, lambda _: (0, 5))
+        assert settled.rest == {}
+        assert [layer.form.__name__ for layer in settled.layers.values()][-1] == "Diagonal"
 
 
 def test_one_skeleton_serves_many_parameter_sets(generator, inputs):
@@ -413,7 +429,7 @@ class Centred(nn.Linear):
         ([nn.Linear(64, 9), nn.Dropout(0.5), nn.Linear(9, 3)], r"1 \(Dropout\) drops units.*model.eval\(\)"),
         ([nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Linear(9, 3)], r"1 \(BatchNorm1d\) couples.*model.eval\(\)"),
         ([Centred(64, 3)], "changes with the rest of its batch"),
-        ([nn.Linear(64, 6), nn.Unflatten(1, (2, 3))], r"2 inputs to shape \(2, 2, 3\).*flatten or reduce"),
+        ([nn.Linear(64, 6), nn.Unflatten(1, (2, 3))], r"a batch of 1 to shape \(1, 2, 3\).*flatten or reduce"),
         ([nn.ReLU()], "no parameters"),
     ],
 )
@@ -441,3 +457,75 @@ def test_bad_input_is_named(generator, inputs):
         empirical_ntk(model, None, x[0])
     with pytest.raises(ValueError, match=r"memory=1KB cannot hold one input.*pass memory=.* or more"):
         empirical_ntk(model, None, x, memory=1000)
+
+
+class Gate(nn.Module):
+    """Pools each channel for itself, but of images whose first pixel is positive adds another channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.view(-1, 1, 8, 8)
+        h = torch.tanh(self.second(torch.tanh(self.first(x)))).mean((2, 3))
+        return self.last(h + (x[:, :, 0, 0] > 0) * h.roll(1, 1))
+
+
+@pytest.mark.parametrize("mixing", [[], [8], [0], range(9)])
+def test_channels_that_mix_in_some_batches_only(monkeypatch, inputs, ntk_oracle, mixing):
+    model, x, y = drawn(Gate, torch.float64), inputs(9, 64), inputs(5, 64)
+    x[:, 0], y[:, 0] = -1, -1
+    x[list(mixing), 0] = 1
+    monkeypatch.setattr(plan, "PASS_BYTES", 1)  # batches of five and four
+    assert_equals_oracle(model, x, y, ntk_oracle, 3)
+    made = make_plan(model, checked_parameters(model, None, x), x, None, trace=False)
+    settled, factors = settle(made, x, lambda _: (9, 5))
+    assert settled.rest == {}
+    forms = [type(factor).__name__ for factor in factors]
+    assert forms == ["Explicit", "Explicit" if mixing else "Common", "Diagonal"]
+    oracle = ntk_oracle(model, x)
+    v = inputs(27, 2)
+    torch.testing.assert_close(NTKProducts(model, None, x)(v), oracle @ v)
+    torch.testing.assert_close(ntk_diagonal(model, None, x), oracle.diagonal())
+
+
+class Opaque(torch.autograd.Function):
+    """A backward pass through NumPy, which cannot take several outputs at once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(gradient.numpy() / np.cosh(x.numpy()) ** 2)
+
+
+class Custom(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(64, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def test_a_backward_pass_that_takes_one_output_at_a_time(inputs):
+    x = inputs(6, 64)
+    opaque, plain = (drawn(lambda f=f: Custom(f), torch.float64) for f in (Opaque.apply, torch.tanh))
+    torch.testing.assert_close(empirical_ntk(opaque, None, x), empirical_ntk(plain, None, x))
+
+
+def test_factors_have_the_same_bits_with_and_without_the_check(generator, inputs):
+    pooled = CNN((1, 8, 8), 3, width=6, depth=3, readout="pool", generator=generator)
+    x = inputs(7, 64)
+    for model in (pooled, drawn(Residual, torch.float64)):
+        made = make_plan(model, checked_parameters(model, None, x), x, None, trace=False)
+        settled, checked = settle(made, x, lambda _: (7, 3))
+        for one, other in zip(checked, layer_factors(settled, x, 3), strict=True):
+            for name in {"inputs", "cotangents", "gradients"} & set(vars(one)):
+                assert torch.equal(getattr(one, name), getattr(other, name))
