@@ -12,18 +12,21 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ridgescope.analysis.finite_width_conv import channel_kernel
+from ridgescope.analysis.finite_width_conv2 import DRAWS, two_convolutions_kernel
 from ridgescope.analysis.finite_width_depth import deep_kernel, require_roomy
 from ridgescope.models import CNN, MLP, Network, layer_kernels
 from ridgescope.theory.blocks import (
     BlockKernel,
     BlockPrediction,
     DeepKernel,
+    MixedKernel,
     PointKernel,
     SampledKernel,
     activation_family,
     block_law,
     deep_law,
     gradient_family,
+    mixed_law,
     point_kernel,
     sampled_law,
     squared_readout,
@@ -31,7 +34,7 @@ from ridgescope.theory.blocks import (
 
 Trained = Literal["all", "hidden", "readout"]
 Form = Literal["full", "trace"]
-LawKernel = BlockKernel | DeepKernel | SampledKernel
+LawKernel = BlockKernel | DeepKernel | SampledKernel | MixedKernel
 
 
 def block_kernel(
@@ -81,12 +84,17 @@ def law_kernel(
     x_eval: Float[Tensor, " t *shape"],
     *,
     form: Form = "full",
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> LawKernel:
     """The random tangent kernel of the architecture at its width, all weights trained, for `law_of`.
 
-    One hidden layer: `block_kernel`. Two and three: `deep_kernel`. One convolution: `channel_kernel`. Raises
-    ``ValueError`` for an architecture without a law, and where a law was not shown to hold.
+    One hidden layer: `block_kernel`. Two and three: `deep_kernel`. One convolution: `channel_kernel`. Two:
+    `two_convolutions_kernel`. Raises ``ValueError`` for an architecture without a law, and where a law was not shown to
+    hold. ``draws``, ``seed``: of the first of two convolutions.
     """
+    if isinstance(network, CNN) and network.depth == 2:
+        return two_convolutions_kernel(network, x_train, x_eval, form=form, draws=draws, seed=seed)
     if isinstance(network, CNN):
         return channel_kernel(network, x_train, x_eval, form=form)
     if isinstance(network, MLP) and network.depth > 1:
@@ -106,6 +114,10 @@ def law_of(
     start: list[Tensor] | None = None,
 ) -> BlockPrediction:
     """The law that belongs to ``kernel``; ``start``: the ``orders`` of a neighbouring width or ridge."""
+    if isinstance(kernel, MixedKernel):
+        if width != kernel.width:
+            raise ValueError(f"width={width} for a kernel drawn at width {kernel.width}; make one with `law_kernel`")
+        return mixed_law(kernel, targets, eval_targets, ridge=ridge, start=start)
     rest: dict[str, Any] = {"width": width, "ridge": ridge, "start": start}
     if isinstance(kernel, SampledKernel):
         return sampled_law(kernel, targets, eval_targets, **rest)

@@ -26,7 +26,8 @@ from ridgescope.models.patches import Geometry
 from ridgescope.theory.blocks import SampledFamily, SampledKernel, point_kernel
 
 FEATURES = 8192  # of all examples of a family together; their error is stated in docs/results/finite_width_conv.md
-PIECE = 64  # examples made at once, and the fewest of a family
+FEWEST = 64  # examples of a family
+PIECE = 2**24  # numbers of features made at once
 
 
 def channel_kernel(
@@ -36,6 +37,7 @@ def channel_kernel(
     *,
     form: Literal["full", "trace"] = "full",
     features: int = FEATURES,
+    fewest: int = FEWEST,
     seed: int = 0,
 ) -> SampledKernel:
     """The random kernel ``empirical_ntk / kernel_scale`` of the CNN's architecture; its weights are not read.
@@ -43,15 +45,16 @@ def channel_kernel(
     Its limit of infinite width is exact, see `SampledKernel.matched`.
 
     All weights and biases are trained. ``form``: the full kernel of all outputs or its trace form. ``features``: of
-    all examples and outputs of a family together; memory: as many numbers for each point, three times.
+    all examples and outputs of a family together, ``fewest``: examples of a family where a channel has many features;
+    memory: as many numbers for each point, three times.
     Raises ``ValueError`` for an architecture without a law.
     """
     if not isinstance(network, CNN) or network.depth != 1:
         kind = f"{type(network).__name__} of depth {getattr(network, 'depth', '?')}"
-        raise ValueError(f"the channel law is derived for a CNN with one convolution, got {kind}")
+        raise ValueError(f"the law is derived for a CNN with one or two convolutions, got {kind}")
     size = len(x_train)
     points = x_train if x_eval is None else torch.cat([x_train, x_eval])
-    examples = channel_examples(network, points, size, form=form, features=features, seed=seed)
+    examples = channel_examples(network, points, size, form=form, features=features, fewest=fewest, seed=seed)
     return examples.matched(point_kernel(infinite_ntk(network, points).ntk, size))
 
 
@@ -63,16 +66,20 @@ def channel_examples(
     form: Literal["full", "trace"],
     features: int,
     seed: int,
+    fewest: int = FEWEST,
 ) -> SampledKernel:
     """`channel_kernel` before its limit is made exact; the first ``size`` points are trained on."""
     channel = _Channel(network, points)
-    read = [
-        _compressed(channel.readout_features(part), size)
-        for part in _normals(features, channel.rank, channel.entries, seed)
-    ]
+
+    def drawn(rank: int, dimension: int, seed: int) -> Sequence[Tensor]:
+        """Gaussian vectors for examples of this rank, in pieces."""
+        normals = _normals(max(fewest, features // rank), dimension, seed)
+        return normals.split(max(1, PIECE // (rank * len(points))))
+
+    read = [_compressed(channel.readout_features(part), size) for part in drawn(channel.rank, channel.entries, seed)]
     swept = [
-        channel.filter_features(part, form)
-        for part in _normals(features, channel.entries * channel.outputs, channel.entries + channel.signals, seed + 1)
+        _compressed(channel.filter_features(part, form), size)
+        for part in drawn(channel.entries * channel.outputs, channel.entries + channel.signals, seed + 1)
     ]
     families = [
         SampledFamily(rows[..., :size].contiguous(), rows[..., size:].contiguous())
@@ -124,16 +131,16 @@ class _Channel:
         return values.detach(), slopes
 
 
-def _compressed(rows: Float64[Tensor, "m r 1 n"], size: int) -> Tensor:
-    """The same kernel among and with the training points from at most P features: the rest meets no training point."""
-    if rows.shape[1] <= size:
+def _compressed(rows: Float64[Tensor, "m r q n"], size: int) -> Tensor:
+    """The same kernel among and with the training points from at most q P features: the rest meets no such point."""
+    wanted = rows[..., :size].flatten(2)
+    if rows.shape[1] <= wanted.shape[2]:
         return rows
-    rotation, _ = torch.linalg.qr(rows[:, :, 0, :size])
-    return (rotation.mT @ rows[:, :, 0])[:, :, None]
+    rotation, _ = torch.linalg.qr(wanted)
+    return (rotation.mT @ rows.flatten(2)).unflatten(2, rows.shape[2:])
 
 
-def _normals(features: int, rank: int, dimension: int, seed: int) -> Sequence[Float64[Tensor, "m dimension"]]:
-    """Gaussian vectors for examples of this rank, in pieces."""
+def _normals(count: int, dimension: int, seed: int) -> Float64[Tensor, "m dimension"]:
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
-    uniform = engine.draw(max(PIECE, features // rank), dtype=torch.float64)
-    return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).split(PIECE)
+    uniform = engine.draw(count, dtype=torch.float64)
+    return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))

@@ -2,7 +2,7 @@
 
 Two predictions: at the training set of each draw, and, for one hidden layer, averaged over training sets from pool
 points alone. Both are averages over initialisations by the law of the cell's own architecture: one to three hidden
-layers, or one convolution. Where there is no law the values are missing, and the reason is given.
+layers, or one or two convolutions. Where there is no law the values are missing, and the reason is given.
 
     block_test, block_bias, block_variance, block_train, block_kappa1     at the draw's training set, test points
     block_pool_test, block_pool_kappa1                                    averaged over training sets of P points
@@ -19,7 +19,7 @@ from ridgescope.analysis.attribution import CROSS_COLUMNS, theory_cross_risks
 from ridgescope.analysis.finite_width import LawKernel, block_kernel, law_kernel, law_of
 from ridgescope.analysis.rows import Row
 from ridgescope.analysis.runs import Cell
-from ridgescope.models import MLP
+from ridgescope.models import CNN, MLP
 from ridgescope.theory import PoolEstimator, pool_estimator
 from ridgescope.theory.blocks import block_pool_law
 from ridgescope.theory.blocks.fixed_point import Orders
@@ -30,12 +30,15 @@ LAW_COLUMNS = (
 )  # fmt: skip
 NOTES = ("block_note", "block_pool_note")
 
-LAWS = 2  # version of a file of laws; another one is computed again
+LAWS = 3  # version of a file of laws; another one is computed again
 
 # The law at M points costs M^3: the effect of the width is taken from this many, the risk at infinite width from all.
 POOL_POINTS = 400
 # The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
 LARGEST = 500
+LARGEST_TWO_CONVOLUTIONS = 200
+# of the first of two convolutions, for each training set: a cell's average is over its training sets as well
+DRAWS = 1
 
 
 @dataclass
@@ -57,7 +60,9 @@ class BlockLaws:
         for draw, index in enumerate(data.splits.train):
             try:
                 _require_affordable(network, len(index))
-                kernel: LawKernel | None = law_kernel(network, data.pool_inputs[index], data.test_inputs)
+                kernel: LawKernel | None = law_kernel(
+                    network, data.pool_inputs[index], data.test_inputs, draws=DRAWS, seed=draw
+                )
                 reason = ""
             except ValueError as error:
                 kernel, reason = None, str(error)
@@ -126,8 +131,11 @@ class BlockLaws:
 
 
 def _require_affordable(network: nn.Module, size: int) -> None:
-    if size > LARGEST and not (isinstance(network, MLP) and network.depth == 1):
+    if isinstance(network, MLP) and network.depth == 1:
+        return
+    largest = LARGEST_TWO_CONVOLUTIONS if isinstance(network, CNN) and network.depth == 2 else LARGEST
+    if size > largest:
         raise ValueError(
-            f"{size} training points: the law of depth and of convolutions is computed up to {LARGEST} in an analysis; "
+            f"{size} training points: the law of this architecture is computed up to {largest} in an analysis; "
             "call ridgescope.analysis.finite_width.finite_width_law for more"
         )

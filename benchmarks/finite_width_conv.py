@@ -1,6 +1,7 @@
-"""The finite-width law of one convolution against kernel regression with drawn tangent kernels.
+"""The finite-width law of one or two convolutions against kernel regression with drawn tangent kernels.
 
     python benchmarks/finite_width_conv.py --out FILE.csv [--data digits] [--readouts flatten pool] [--widths 4 16 64]
+    python benchmarks/finite_width_conv.py --out FILE.csv --strides 2 2        two convolutions: one stride for each
     python benchmarks/finite_width_conv.py --summary FILE.csv ...
     python benchmarks/finite_width_conv.py --examples [--features 2048 8192 32768]
 
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 from finite_width_depth import inputs, regress
 
+from ridgescope.analysis.finite_width import law_kernel, law_of
 from ridgescope.analysis.finite_width_conv import FEATURES, channel_kernel
 from ridgescope.models import CNN, empirical_ntk, infinite_ntk
 from ridgescope.theory.blocks import sampled_law
@@ -33,9 +35,10 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
             tuple(x.shape[1:]),
             y.shape[1],
             width=width,
-            depth=1,
+            depth=len(options.strides),
             readout=readout,
-            strides=options.stride,
+            strides=options.strides,
+            activation=options.activation,
             generator=generator,
         )
 
@@ -49,19 +52,23 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
     sample = torch.tensor(found, dtype=torch.float64)  # (draws, ridges, 2)
     mean, error = sample.mean(0), sample.std(0) / options.draws**0.5
     limit = infinite_ntk(network(0), x).ntk
-    examples = channel_kernel(network(0), x[:size], x[size:])
+    began = time.perf_counter()
+    examples = law_kernel(network(0), x[:size], x[size:])
+    made_seconds = time.perf_counter() - began
     of_limit = regress(limit[:size, :size], limit[size:, :size], y, options.ridges)
     rows, start = [], None
     for i, ridge in enumerate(options.ridges):
         infinite = of_limit[i][1]
         began = time.perf_counter()
-        law = sampled_law(examples, y[:size], y[size:], width=width, ridge=ridge, start=start)
+        law = law_of(examples, y[:size], y[size:], width=width, ridge=ridge, start=start)
         seconds, start = time.perf_counter() - began, law.orders
-        row: dict[str, object] = {"data": name, "readout": readout, "P": size, "width": width}
+        row: dict[str, object] = {"data": name, "strides": " ".join(map(str, options.strides))}
+        row |= {"readout": readout, "P": size, "width": width}
         row |= {"ridge": ridge, "draws": options.draws, "test": float(mean[i, 1]), "test_se": float(error[i, 1])}
         row |= {"law_test": float(law.test), "infinite_test": infinite}
         row |= {"kappa": 1 / float(mean[i, 0]), "law_kappa": float(law.kappa1)}
-        row |= {"seconds": seconds, "drawn_seconds": drawn_seconds, "iterations": law.iterations}
+        row |= {"seconds": seconds, "made_seconds": made_seconds}
+        row |= {"drawn_seconds": drawn_seconds, "iterations": law.iterations}
         rows.append(row)
         print(
             f"{name} {readout} P={size} N={width} lam={ridge:.0e}  risk {mean[i, 1]:.4f} "
@@ -136,7 +143,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[4, 8, 16, 64])
     parser.add_argument("--ridges", nargs="+", type=float, default=RIDGES)
     parser.add_argument("--activation", default="relu")
-    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--strides", nargs="+", type=int, default=[1])
     parser.add_argument("--draws", type=int, default=48)
     parser.add_argument("--tests", type=int, default=200)
     options = parser.parse_args()

@@ -85,7 +85,7 @@ def test_drawn_networks_follow_the_law(digits, readout, ridge, outputs, form):
 
 def test_architectures_without_a_law_are_named(digits):
     x, y = digits
-    with pytest.raises(ValueError, match="channel law is derived for a CNN with one convolution, got CNN of depth 2"):
-        channel_kernel(cnn(0, depth=2), x[:P])
+    with pytest.raises(ValueError, match="derived for a CNN with one or two convolutions, got CNN of depth 3"):
+        channel_kernel(cnn(0, depth=3), x[:P])
     with pytest.raises(ValueError, match="trained='readout' has no law for CNN of depth 1"):
         finite_width_law(cnn(0), x[:P], y[:P], x[P:], y[P:], ridge=1e-2, trained="readout")

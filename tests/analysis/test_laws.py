@@ -8,7 +8,7 @@ import torch
 
 from ridgescope.analysis.attribution import CROSS_COLUMNS, attribute
 from ridgescope.analysis.crossed import TERMS
-from ridgescope.analysis.finite_width import finite_width_law
+from ridgescope.analysis.finite_width import finite_width_law, law_kernel, law_of
 from ridgescope.analysis.laws import LAW_COLUMNS, BlockLaws
 from ridgescope.analysis.runs import Cell
 from ridgescope.models import MLP, empirical_ntk, infinite_ntk
@@ -69,11 +69,26 @@ def test_deep_and_convolutional_cells_have_the_law_of_their_architecture(data, e
     assert row["block_kappa1"] == pytest.approx(float(law.kappa1), rel=1e-7)
 
 
+def test_two_convolutions_have_a_draw_of_the_first_for_each_training_set(data, estimator):
+    few = replace(data, splits=replace(data.splits, train=data.splits.train[:2]))
+    table = BlockLaws().of_cell(cell(8, "CNN", 2), few, estimator)
+    assert (table["block_note"] == "").all()
+    assert table["block_pool_note"].str.startswith("no average over training sets").all()
+    row = table[(table["draw"] == 1) & (table["ridge"] == 1e-1)].iloc[0]
+    index, network = data.splits.train[1], cell(8, "CNN", 2).network(data)
+    kernel = law_kernel(network, data.pool_inputs[index], data.test_inputs, draws=1, seed=1)
+    law = law_of(kernel, data.pool_targets[index], data.test_targets, width=8, ridge=1e-1)
+    assert row["block_test"] == pytest.approx(float(law.test), rel=1e-5)
+    many = replace(data, splits=replace(data.splits, train=[torch.arange(201)]))
+    table = BlockLaws().of_cell(cell(8, "CNN", 2), many, estimator)
+    assert table["block_note"].str.startswith("201 training points: the law of this architecture").all()
+
+
 def test_without_a_law_numbers_are_missing_and_the_reason_is_given(data, estimator):
-    table = BlockLaws().of_cell(cell(8, "CNN", depth=2), data, estimator)
+    table = BlockLaws().of_cell(cell(8, "CNN", depth=3), data, estimator)
     assert table[list(LAW_COLUMNS)].isna().all(axis=None)
-    assert set(table["block_note"]) == {"the channel law is derived for a CNN with one convolution, got CNN of depth 2"}
-    assert table["block_pool_note"].str.contains("got CNN of depth 2").all()
+    assert table["block_note"].str.contains("CNN with one or two convolutions, got CNN of depth 3").all()
+    assert table["block_pool_note"].str.contains("got CNN of depth 3").all()
     narrow = BlockLaws().of_cell(cell(8, depth=2), data, estimator)
     assert narrow["block_note"].str.contains("width=8 is too narrow for the law of depth 2").all()
 

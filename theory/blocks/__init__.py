@@ -10,6 +10,7 @@ from ridgescope.theory.blocks.families import (
     point_kernel,
 )
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
+from ridgescope.theory.blocks.mixture import MixedKernel, mixed_law
 from ridgescope.theory.blocks.pool import BlockPoolPrediction, block_pool_law
 from ridgescope.theory.blocks.sampled import SampledFamily, SampledKernel, sampled_law
 from ridgescope.theory.blocks.scales import Scales, fixed_scale, squared_readout
@@ -22,6 +23,7 @@ __all__ = [
     "BlockPrediction",
     "DeepKernel",
     "HiddenLayer",
+    "MixedKernel",
     "PointKernel",
     "SampledFamily",
     "SampledKernel",
@@ -33,6 +35,7 @@ __all__ = [
     "deep_law",
     "fixed_scale",
     "gradient_family",
+    "mixed_law",
     "point_kernel",
     "sampled_law",
     "shared_network",

@@ -118,51 +118,86 @@ def sampled_law(
     Raises ``ValueError`` for width < 1, ridge <= 0 and equal training points; ``RuntimeError`` where an iteration does
     not converge.
     """
-    return _Problem(kernel, targets, width, ridge, weights).predict(eval_targets, start)
+    problem = SampledProblem(kernel, targets, width, ridge, weights)
+    return problem.assembled(problem.solve(start[0] if start else None), eval_targets)
 
 
-class _Problem:
+@dataclass(frozen=True)
+class Averages:
+    """What `assembled` makes a prediction from; all but ``spread`` and ``variance`` are linear in the resolvent."""
+
+    inverse: Float64[Tensor, "p p"]
+    alpha: Float64[Tensor, "p c"]
+    spread: Float64[Tensor, " p"]
+    slope: Float64[Tensor, ""]
+    predictor: Float64[Tensor, "t c"]
+    variance: Float64[Tensor, " t"]
+    orders: list[Tensor]
+    iterations: int
+
+
+class SampledProblem:
+    """The problem of `sampled_law`; ``limit`` is the kernel at infinite width where it is not that of the examples."""
+
     def __init__(
-        self, kernel: SampledKernel, targets: Tensor, width: Number, ridge: Number, weights: Tensor | None
+        self,
+        kernel: SampledKernel,
+        targets: Tensor,
+        width: Number,
+        ridge: Number,
+        weights: Tensor | None,
+        limit: PointKernel | None = None,
+        tolerance: float = TOLERANCE,
     ) -> None:
+        self.tolerance = tolerance
         self.kernel, self.share = kernel, 1 / float(checked_width(width))
         self.size = kernel.families[0].features.shape[-1]
         self.targets, self.weights, self.ridge = checked_problem(targets, weights, ridge, self.size)
-        self.limit = kernel.limit()
+        self.limit = kernel.limit() if limit is None else limit
         require_distinct(self.limit.train)
         self.base = torch.diag(self.size * self.ridge / self.weights)
-        self.begin = self.limit.train
+        self.begin = self.kernel.limit().train
         if kernel.fixed is not None:
             self.base, self.begin = self.base + kernel.fixed.train, self.begin - kernel.fixed.train
 
     @torch.no_grad()
-    def predict(self, eval_targets: Tensor | None, start: list[Tensor] | None) -> BlockPrediction:
+    def solve(self, start: Tensor | None) -> Averages:
         state, iterations = iterate(
             lambda s: [self.shrunk(self.resolvent(s[0]))],
-            [self.begin] if start is None else start,
+            [self.begin if start is None else start],
             [1 / float(self.begin.norm())],
             lambda s: int(torch.linalg.cholesky_ex(self.base + symmetric(s[0]))[1]) == 0,
-            tolerance=TOLERANCE,
+            tolerance=self.tolerance,
         )
         inverse, weights = self.resolvent(state[0]), self.weights
         alpha = inverse @ self.targets
         source = inverse @ (inverse / weights[:, None])  # G W^-1 G
         roots = list(self.roots(inverse))
         psi, slope = (self.response(roots, inverse, probe) for probe in (alpha @ alpha.T, source))
-        predictor, variance = self.evaluate(inverse, alpha, psi)
-        return assembled(
+        return Averages(
             inverse,
             alpha,
             ((inverse @ psi) * inverse).sum(1),
             (source.diagonal() / weights).sum() + (source * slope).sum(),
-            predictor,
-            variance,
+            *self.evaluate(inverse, alpha, psi),
+            state,
+            iterations,
+        )
+
+    def assembled(self, averages: Averages, eval_targets: Tensor | None) -> BlockPrediction:
+        return assembled(
+            averages.inverse,
+            averages.alpha,
+            averages.spread,
+            averages.slope,
+            averages.predictor,
+            averages.variance,
             limit=self.limit.train,
-            weights=weights,
+            weights=self.weights,
             ridge=self.ridge,
             eval_targets=eval_targets,
-            orders=state,
-            iterations=iterations,
+            orders=averages.orders,
+            iterations=averages.iterations,
         )
 
     def resolvent(self, kernel: Tensor) -> Tensor:
@@ -200,7 +235,7 @@ class _Problem:
 
         begin = pull([torch.zeros_like(probe)])
         scale = float(begin[0].norm())
-        return iterate(pull, begin, [1 / scale], tolerance=TOLERANCE)[0][0] if scale > 0 else begin[0]
+        return iterate(pull, begin, [1 / scale], tolerance=self.tolerance)[0][0] if scale > 0 else begin[0]
 
     def evaluate(self, inverse: Tensor, alpha: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Mean predictions (T, C) and variances (T,)."""
