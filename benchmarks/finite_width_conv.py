@@ -3,11 +3,14 @@
     python benchmarks/finite_width_conv.py --out FILE.csv [--data digits] [--readouts flatten pool] [--widths 4 16 64]
     python benchmarks/finite_width_conv.py --out FILE.csv --strides 2 2        two convolutions: one stride for each
     python benchmarks/finite_width_conv.py --summary FILE.csv ...
-    python benchmarks/finite_width_conv.py --examples [--features 2048 8192 32768]
+    python benchmarks/finite_width_conv.py --examples --features 2048 8192 32768
 
 One row per cell (data, readout, P, width, ridge): simulated and predicted test risk, the excess of the risk over
 infinite width, kappa_1 (inverse mean of the resolvent's trace), seconds. ntk parameterisation, 3x3 filters.
 Targets are the parity of the label. ``--examples`` computes the law from five sets of examples and draws nothing.
+``--sets K`` repeats each cell for K training sets and says how far the law's mean is from theirs.
+``--independent`` takes the readout's and the filters' part of each kernel from two networks, as the law does: what then
+is left of a deviation is the cavity step's.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import pandas as pd
 import torch
 from finite_width_depth import inputs, regress
 
-from ridgescope.analysis.finite_width import law_kernel, law_of
+from ridgescope.analysis.finite_width import LawKernel, law_kernel, law_of
 from ridgescope.analysis.finite_width_conv import FEATURES, channel_kernel
 from ridgescope.models import CNN, empirical_ntk, infinite_ntk
 from ridgescope.theory.blocks import sampled_law
@@ -26,8 +29,10 @@ from ridgescope.theory.blocks import sampled_law
 RIDGES = [1e-2, 1e-3, 1e-4, 1e-5]
 
 
-def cells(name: str, readout: str, size: int, width: int, options: argparse.Namespace) -> list[dict[str, object]]:
-    x, y = inputs(name, size, options.tests)
+def cells(
+    name: str, readout: str, size: int, width: int, training_set: int, options: argparse.Namespace
+) -> list[dict[str, object]]:
+    x, y = inputs(name, size, options.tests, training_set)
 
     def network(seed: int) -> CNN:
         generator = torch.Generator().manual_seed(seed)
@@ -45,15 +50,24 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
     began = time.perf_counter()
     found = []
     for draw in range(options.draws):
-        one = network(1000 * width + draw)
-        kernel = empirical_ntk(one, None, x, form="trace") / one.kernel_scale
+        seed = 1000 * width + draw + 100_000 * training_set
+        one = network(seed)
+        if options.independent:
+            other = network(seed + 50_000_000)
+            kernel = empirical_ntk(one, None, x, form="trace", parameters=["readout"]) / one.kernel_scale
+            kernel = kernel + empirical_ntk(other, None, x, form="trace", parameters=["hidden"]) / one.kernel_scale
+        else:
+            kernel = empirical_ntk(one, None, x, form="trace") / one.kernel_scale
         found.append(regress(kernel[:size, :size], kernel[size:, :size], y, options.ridges))
     drawn_seconds = (time.perf_counter() - began) / len(options.ridges)
     sample = torch.tensor(found, dtype=torch.float64)  # (draws, ridges, 2)
     mean, error = sample.mean(0), sample.std(0) / options.draws**0.5
     limit = infinite_ntk(network(0), x).ntk
     began = time.perf_counter()
-    examples = law_kernel(network(0), x[:size], x[size:])
+    if len(options.strides) == 1:
+        examples: LawKernel = channel_kernel(network(0), x[:size], x[size:], features=options.features[0])
+    else:
+        examples = law_kernel(network(0), x[:size], x[size:])
     made_seconds = time.perf_counter() - began
     of_limit = regress(limit[:size, :size], limit[size:, :size], y, options.ridges)
     rows, start = [], None
@@ -62,9 +76,11 @@ def cells(name: str, readout: str, size: int, width: int, options: argparse.Name
         began = time.perf_counter()
         law = law_of(examples, y[:size], y[size:], width=width, ridge=ridge, start=start)
         seconds, start = time.perf_counter() - began, law.orders
-        row: dict[str, object] = {"data": name, "strides": " ".join(map(str, options.strides))}
-        row |= {"readout": readout, "P": size, "width": width}
-        row |= {"ridge": ridge, "draws": options.draws, "test": float(mean[i, 1]), "test_se": float(error[i, 1])}
+        row: dict[str, object] = {"data": name, "activation": options.activation}
+        row |= {"strides": " ".join(map(str, options.strides)), "readout": readout, "P": size}
+        row |= {"set": training_set, "width": width, "ridge": ridge, "independent": options.independent}
+        row |= {"features": options.features[0], "draws": options.draws}
+        row |= {"test": float(mean[i, 1]), "test_se": float(error[i, 1])}
         row |= {"law_test": float(law.test), "infinite_test": infinite}
         row |= {"kappa": 1 / float(mean[i, 0]), "law_kappa": float(law.kappa1)}
         row |= {"seconds": seconds, "made_seconds": made_seconds}
@@ -109,6 +125,20 @@ def summary(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def over_sets(table: pd.DataFrame) -> str:
+    """One line per cell: the mean over training sets, its error their spread."""
+    lines = []
+    for key, part in table.groupby(["data", "readout", "P", "width", "ridge"]):
+        scale, difference = part.test.mean(), part.law_test - part.test
+        lines.append(
+            f"{key}: {len(part)} sets, law/simulation {100 * difference.mean() / scale:+.1f} +- "
+            f"{100 * difference.std() / len(part) ** 0.5 / scale:.1f} %, single sets "
+            f"{100 * (difference / part.test).min():+.1f} to {100 * (difference / part.test).max():+.1f} %, "
+            f"excess {100 * (scale / part.infinite_test.mean() - 1):.0f} %"
+        )
+    return "\n".join(lines)
+
+
 def examples_error(options: argparse.Namespace) -> str:
     """Relative spread of the law's risk over five sets of examples, for each number of features."""
     size = options.sizes[0]
@@ -136,11 +166,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--summary", type=Path, nargs="+")
     parser.add_argument("--examples", action="store_true")
-    parser.add_argument("--features", nargs="+", type=int, default=[FEATURES // 4, FEATURES, 4 * FEATURES])
+    parser.add_argument("--features", nargs="+", type=int, default=[FEATURES])
+    parser.add_argument("--independent", action="store_true")
     parser.add_argument("--data", nargs="+", default=["digits"])
     parser.add_argument("--readouts", nargs="+", default=["flatten", "pool"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[100])
     parser.add_argument("--widths", nargs="+", type=int, default=[4, 8, 16, 64])
+    parser.add_argument("--sets", type=int, default=1)
     parser.add_argument("--ridges", nargs="+", type=float, default=RIDGES)
     parser.add_argument("--activation", default="relu")
     parser.add_argument("--strides", nargs="+", type=int, default=[1])
@@ -158,11 +190,14 @@ def main() -> None:
         for readout in options.readouts:
             for size in options.sizes:
                 for width in options.widths:
-                    rows += cells(name, readout, size, width, options)
+                    for training_set in range(options.sets):
+                        rows += cells(name, readout, size, width, training_set, options)
                     if options.out is not None:
                         options.out.parent.mkdir(parents=True, exist_ok=True)
                         pd.DataFrame(rows).to_csv(options.out, index=False, float_format="%.6g")
     print(summary(pd.DataFrame(rows)))
+    if options.sets > 1:
+        print(over_sets(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ RIDGES = [1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
 POOLS = {"digits": 1297, "fashion_mnist": 4000}
 
 
-def inputs(name: str, size: int, tests: int) -> tuple[Tensor, Tensor]:
-    """Training points first; inputs (n, *shape) and targets (n, 1)."""
+def inputs(name: str, size: int, tests: int, draw: int = 0) -> tuple[Tensor, Tensor]:
+    """Training set number ``draw`` first; inputs (n, *shape) and targets (n, 1)."""
     data = prepare_data(
-        name, train_size=size, pool_size=POOLS[name], test_size=500, num_draws=1, target="parity", seed=7
+        name, train_size=size, pool_size=POOLS[name], test_size=500, num_draws=draw + 1, target="parity", seed=7
     )
-    index = data.splits.train[0]
+    index = data.splits.train[draw]
     x = torch.cat([data.pool_inputs[index], data.test_inputs[:tests]])
     return x, torch.cat([data.pool_targets[index], data.test_targets[:tests]])
 

@@ -26,7 +26,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ridgescope.theory.blocks.pairs import shrunk_pair, symmetric
+from ridgescope.theory.blocks.pairs import shrunk_alone, shrunk_pair, symmetric
 from ridgescope.theory.blocks.scales import Scales
 
 State = list[Tensor]  # Theta, Omega_1 .. Omega_(L-1), each (n, n), and the forward shares psi (L,)
@@ -87,7 +87,7 @@ class Measures:
     noises: list[Tensor]  # G o KK psi, (2n, 2n), of layers 1 .. L-1
     pairs: list[Tensor]  # q' of layers 1 .. L-1
     tangents: list[Tensor]  # squared shrinkage of Omega_1 .. Omega_(L-1)
-    psi: Tensor  # (L,)
+    linear: list[Tensor]  # share of K_(l+1) that moves with K_l
 
     def extended(self, extra: int) -> "Measures":
         """On ``extra`` more points without weight."""
@@ -100,11 +100,14 @@ class Measures:
 
 
 class DeepMap:
-    """``G -> Measures -> State`` on the points of one `DeepKernel`; ``share = 1/N``. Everything differentiable once."""
+    """``G -> Measures -> State`` on the points of one `DeepKernel`; ``share = 1/N``. Everything differentiable once.
+
+    G is zero beyond the points that are trained on; the derivative in it is that of all entries.
+    """
 
     def __init__(self, kernel: DeepKernel, share: float) -> None:
         self.kernel, self.layers, self.share = kernel, list(kernel.layers), share
-        self.depth = len(self.layers)
+        self.depth, self.weighted = len(self.layers), kernel.num_train
         values, vectors = torch.linalg.eigh(kernel.inputs)
         keep = values > 1e-13 * float(values[-1])
         self.features = vectors[:, keep] * values[keep].sqrt()
@@ -117,32 +120,30 @@ class DeepMap:
         return [totals[-1], *totals[1:-1], torch.ones(self.depth, dtype=torch.float64)]
 
     def __call__(self, state: State, resolvent: Tensor) -> State:
-        return self.rebuild(self.measure(state, resolvent))
+        return self.rebuild(self.measure(state[1:-1], state[-1], resolvent))
 
-    def measure(self, state: State, resolvent: Tensor) -> Measures:
-        """From the readout down; ``state`` enters as what the neurons' blocks compete with."""
-        omegas, psi, last, outputs = state[1:-1], state[-1], self.layers[-1], self.kernel.outputs
+    def measure(self, omegas: Sequence[Tensor], psi: Tensor, resolvent: Tensor) -> Measures:
+        """From the readout down; the state enters as what the neurons' blocks compete with."""
+        last, outputs = self.layers[-1], self.kernel.outputs
         top = self._top(last.trained * psi[-1] * (resolvent * last.value).sum() * self.share)
         metrics = [resolvent * last.gate]
         noises: list[Tensor] = []
         pairs: list[Tensor] = []
         tangents: list[Tensor] = []
-        kept: list[Tensor] = []
-        chain = _Cofactors(self, top)
+        linear: list[Tensor] = []
         for k in range(self.depth - 2, -1, -1):
             layer, above, omega = self.layers[k], self.layers[k + 1], omegas[k]
-            shrunk, seen = shrunk_pair(omega, metrics[0], above.gate_scale, self.share)
+            shrunk, seen = shrunk_pair(omega, metrics[0], above.gate_scale, self.share, self.weighted)
             tangents.insert(0, ((metrics[0] * shrunk).sum() / (metrics[0] * omega).sum()) ** 2)
             pairs.insert(0, outputs * layer.trained * psi[k] * (layer.value * seen).sum() * self.share**2)
             metrics.insert(0, layer.gate * seen)
-            moments = _moments(layer.value, omega, shrunk)
-            noises.insert(0, resolvent.repeat(2, 2) * moments * psi[k])
-            full, left = chain.descend(k, shrunk, noises[0], tangents[0])
-            kept.insert(0, (noises[0] * left).sum() / (noises[0] * full).sum())
-        return Measures(top, metrics, noises, pairs, tangents, self._shares(kept, resolvent))
+            noises.insert(0, resolvent.repeat(2, 2) * _moments(layer.value, omega, shrunk) * psi[k])
+            below = (resolvent * above.gate * layer.value).sum() / (resolvent * above.value).sum()
+            linear.insert(0, below.clamp(max=1.0))
+        return Measures(top, metrics, noises, pairs, tangents, linear)
 
-    def rebuild(self, measures: Measures) -> State:
-        """From the inputs up: the tangent kernels; then from the top down: what the lower layers' noise takes away."""
+    def tangent_kernels(self, measures: Measures) -> tuple[list[Tensor], list[Tensor]]:
+        """From the inputs up: Omega_1 .. Omega_(L-1), and V_0 .. V_(L-1)."""
         gram = self.features.T @ measures.metrics[0] @ self.features
         scale = self.layers[0].gate_scale
         shrink = Scales(self.share * scale.nodes, scale.weights / self.share) if self.share else None
@@ -150,31 +151,31 @@ class DeepMap:
         shrunk = [self.features @ core @ self.features.T]
         omegas = []
         for k in range(self.depth - 1):
-            layer = self.layers[k]
+            layer, above = self.layers[k], self.layers[k + 1].gate_scale
             omega = layer.trained * layer.value / (1 + measures.pairs[k]) + layer.bias + layer.gate * shrunk[-1]
             omegas.append(omega)
-            above = self.layers[k + 1].gate_scale
-            shrunk.append(shrunk_pair(omega, measures.metrics[k + 1], above, self.share)[0])
+            shrunk.append(shrunk_alone(omega[None], measures.metrics[k + 1], above, self.share, self.weighted))
+        return omegas, shrunk
+
+    def rebuild(self, measures: Measures) -> State:
+        """The tangent kernels; then from the top down what the lower layers' noise takes away, and what it leaves."""
+        omegas, shrunk = self.tangent_kernels(measures)
         last = self.layers[-1]
         theta = last.trained * measures.top * last.value + last.bias + last.gate * shrunk[-1]
         chain = _Cofactors(self, measures.top)
+        kept: list[Tensor] = []
         for k in range(self.depth - 2, -1, -1):
             full, left = chain.descend(k, shrunk[k + 1], measures.noises[k], measures.tangents[k])
             theta = theta - _folded(_moments(self.layers[k].value, omegas[k], shrunk[k + 1]) * (full - left))
-        return [theta, *omegas, measures.psi]
+            kept.insert(0, (measures.noises[k] * left).sum() / (measures.noises[k] * full).sum())
+        psi = [torch.ones((), dtype=torch.float64)]  # the share of K_l that is left to compete with
+        for share, rest in zip(measures.linear, kept, strict=True):
+            psi.append(1 - share * (1 - psi[-1] * rest))
+        return [theta, *omegas, torch.stack(psi)]
 
     def _top(self, load: Tensor) -> Tensor:
         scales = self.layers[-1].value_scale
         return (scales.weights * scales.nodes / (1 + scales.nodes * load)).sum()
-
-    def _shares(self, kept: list[Tensor], resolvent: Tensor) -> Tensor:
-        """psi: the share of K_l that the noise of the layers below leaves to compete with."""
-        psi = [torch.ones((), dtype=torch.float64)]
-        for k in range(1, self.depth):
-            below = (resolvent * self.layers[k].gate * self.layers[k - 1].value).sum()
-            linear = (below / (resolvent * self.layers[k].value).sum()).clamp(max=1.0)
-            psi.append(1 - linear * (1 - psi[-1] * kept[k - 1]))
-        return torch.stack(psi)
 
 
 class _Cofactors:
@@ -190,13 +191,13 @@ class _Cofactors:
         layer, above = self.whole.layers[k], self.whole.layers[k + 1]
         forward = self.carried * above.gate + above.bend * shrunk * self.weight
         self.weight = self.weight * above.gate
-        full = torch.block_diag(forward, layer.trained * self.weight)
-        left, _ = shrunk_pair(full, noise, layer.value_scale, self.whole.share)
+        blocks = torch.stack([forward, layer.trained * self.weight])
+        left = shrunk_alone(blocks, noise, layer.value_scale, self.whole.share, self.whole.weighted)
         size, factor = len(forward), tangent.sqrt()
         self.carried = left[:size, :size] + tangent * left[size:, size:]
         self.carried = self.carried + factor * (left[:size, size:] + left[size:, :size])
         self.weight = tangent * self.weight
-        return full, left
+        return torch.block_diag(*blocks), left
 
 
 def _moments(value: Tensor, omega: Tensor, shrunk: Tensor) -> Tensor:

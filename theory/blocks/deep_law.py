@@ -48,8 +48,9 @@ def deep_law(
     ``weights``: w of the loss (1/P) sum w_i e_i^2, default 1. ``start``: the ``orders`` of a neighbouring (width,
     ridge). ``width = inf`` is the infinite-width kernel. Fields as in `BlockPrediction`; results carry no gradient.
 
-    Cost: per hidden layer and iteration two eigendecompositions of size 2P and as many of size P, 5-15 iterations;
-    then the same at P + T points, a few times, in pieces of P/2 evaluation points.
+    Cost: per hidden layer and iteration an eigendecomposition of size 2P and two of size P, 5-15 iterations; the
+    adjoints as many products of these sizes, 10-20 times each; then one iteration and its derivative at 7P/4 points for
+    every 3P/4 evaluation points, whose eigendecompositions stay of the training points' size.
 
     Raises ``ValueError`` for width < 1, ridge <= 0, equal training points, and where the law has no positive
     kernel; ``RuntimeError`` where the iteration does not converge.
@@ -89,10 +90,8 @@ class _Problem:
                 raise ValueError(LOST.format(self.width, self.ridge))
         weights, alpha = self.weights, inverse @ self.targets
         source = inverse @ (inverse / weights[:, None])
-        adjoint = self._adjoints(state, [alpha @ alpha.T, source])
-        fluctuation, slope = (self._response(self.map, state, inverse, seeds) for seeds in adjoint)
-
-        predictor, variance = self._evaluate(state, inverse, alpha, adjoint[0])
+        adjoint, fluctuation, slope = self._adjoints(state, inverse, [alpha @ alpha.T, source])
+        predictor, variance = self._evaluate(state, inverse, alpha, adjoint)
         return assembled(
             inverse,
             alpha,
@@ -108,48 +107,47 @@ class _Problem:
             iterations=iterations,
         )
 
-    def _adjoints(self, state: State, products: list[Tensor]) -> list[State]:
-        """Derivatives of ``tr(B G)`` in the state's own map, one for each ``G B G`` in ``products``."""
+    def _adjoints(self, state: State, inverse: Tensor, products: list[Tensor]) -> tuple[State, Tensor, Tensor]:
+        """Derivatives of ``tr(B G)``, ``G B G`` in ``products``: of the first in the state's own map, of both in G."""
         leaves = [part.detach().requires_grad_() for part in state]
-        # not Cholesky's inverse: the derivative of an inverse of a general matrix is exact and cheap
-        image = self.map(leaves, torch.linalg.inv(torch.diag(self.diagonal) + leaves[0]))
-        found = []
+        resolvent = inverse.detach().requires_grad_()
+        image = self.map(leaves, resolvent)
+        found, responses = [], []
         for source in products:
             seed = [-source, *(torch.zeros_like(part) for part in state[1:])]
 
-            def pull(adjoint: State, seed: State = seed) -> State:
+            def back(adjoint: State) -> list[Tensor]:
                 moving = [(part, a) for part, a in zip(image, adjoint, strict=True) if part.requires_grad]
                 parts, weights = zip(*moving, strict=True)
-                back = torch.autograd.grad(parts, leaves, weights, retain_graph=True, materialize_grads=True)
-                return [s + b for s, b in zip(seed, back, strict=True)]
+                inner = [*leaves, resolvent]
+                return list(torch.autograd.grad(parts, inner, weights, retain_graph=True, materialize_grads=True))
+
+            def pull(adjoint: State, seed: State = seed) -> State:
+                *parts, response = back(adjoint)
+                parts[0] = parts[0] - inverse @ response @ inverse
+                return [s + b for s, b in zip(seed, parts, strict=True)]
 
             found.append(iterate(pull, seed, [float(part.norm()) for part in state], tolerance=ADJOINT)[0])
-        return found
-
-    @staticmethod
-    def _response(mapping: DeepMap, state: State, inverse: Tensor, adjoint: State) -> Tensor:
-        """``Psi``: derivative in the resolvent, all points; ``adjoint`` weighs the training points' map only."""
-        size = len(adjoint[0])
-        leaf = inverse.detach().requires_grad_()
-        image = mapping(state, leaf)
-        parts = [part[:size, :size] if part.ndim == 2 else part for part in image]
-        total = sum((part * weight).sum() for part, weight in zip(parts, adjoint, strict=True))
-        assert isinstance(total, Tensor)
-        return symmetric(torch.autograd.grad(total, leaf)[0])
+            responses.append(symmetric(back(found[-1])[-1]))
+        return found[0], responses[0], responses[1]
 
     def _evaluate(self, state: State, inverse: Tensor, alpha: Tensor, adjoint: State) -> tuple[Tensor, Tensor]:
         """Mean predictions (T, C) and variances (T,), in pieces."""
         size, total = self.size, len(self.kernel.inputs)
-        measures = self.map.measure(state, inverse)
+        measures = self.map.measure(state[1:-1], state[-1], inverse)
         predictions, variances = [alpha[:0]], [alpha[:0, 0]]
-        for piece in torch.arange(size, total).split(max(64, size // 2)):
+        for piece in torch.arange(size, total).split(max(64, 3 * size // 4)):
             index = torch.cat([torch.arange(size), piece])
             mapping = DeepMap(self.kernel.at(index), 1 / self.width)
             with torch.no_grad():
-                wide = mapping.rebuild(measures.extended(len(piece)))
-            padded = torch.nn.functional.pad(inverse, (0, len(piece), 0, len(piece)))
-            response = self._response(mapping, wide, padded, adjoint)
-            cross = wide[0][size:, :size]
+                omegas, _ = mapping.tangent_kernels(measures.extended(len(piece)))
+            leaf = torch.nn.functional.pad(inverse, (0, len(piece), 0, len(piece))).requires_grad_()
+            image = mapping.rebuild(mapping.measure(omegas, state[-1], leaf))
+            parts = [part[:size, :size] if part.ndim == 2 else part for part in image]
+            reached = torch.stack([(part * weight).sum() for part, weight in zip(parts, adjoint, strict=True)]).sum()
+            # of the training points' map, in G at all points
+            response = symmetric(torch.autograd.grad(reached, leaf)[0])
+            cross = image[0].detach()[size:, :size]
             reach = torch.cat([-(cross @ inverse), torch.eye(len(piece), dtype=torch.float64)], 1)
             predictions.append(cross @ alpha)
             variances.append(((reach @ response) * reach).sum(1))
