@@ -49,9 +49,10 @@ def forecast(
 ) -> Forecast:
     """What ridge regression with these kernels would give on ``num_samples`` points.
 
-    ``kernels``: for each width N (``math.inf`` for a given or infinite-width kernel) the unnormalised kernels of one
-    or more drawn networks on the *same* M points; ``targets`` (M, C). ``ridges``: lam in the kernel's units, by
-    default half decades from 1e-6 to 0.1 of the mean diagonal. ``widths``: by default those measured.
+    ``kernels``: for each width N (``math.inf`` for a given or infinite-width kernel) the unnormalised kernels of drawn
+    networks on the *same* M points, two or more at a finite width; ``targets`` (M, C). ``ridges``: lam in the
+    kernel's units, by default half decades from 1e-6 to 0.1 of the mean diagonal. ``widths``: by default those
+    measured. At a finite width the forecast is for one more network, not for the mean over networks.
 
     Cost per kernel: that of `make_pilot`, 8 to 12 s for M = 2000 on one core; then milliseconds per P and N.
 
@@ -76,6 +77,11 @@ def forecast(
 
 
 def _width_pilots(width: int | float, grams: Sequence[Tensor], targets: Tensor) -> WidthPilots:
+    if math.isfinite(width) and len(grams) < 2:
+        raise UserError(
+            f"width {width:g} has one kernel, which cannot say how much networks of this width differ; draw two or "
+            "more (num_draws), or pass a kernel that is wanted as it is with width inf"
+        )
     pilots = [make_pilot(gram, targets) for gram in grams]
     floor = None
     if len(grams) > 1 and math.isfinite(width):
