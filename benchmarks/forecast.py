@@ -34,7 +34,7 @@ from torch import Tensor
 from ridgescope.analysis.forecast import Pilot, forecast
 from ridgescope.analysis.forecast.pilot import QUANTILE
 from ridgescope.theory import Samples, Spectrum, Target, risks
-from ridgescope.theory.tail import interpolate
+from ridgescope.theory.readings import interpolate
 from ridgescope.train.data import PreparedData
 from ridgescope.train.files import write_atomically
 

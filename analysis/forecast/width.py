@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ridgescope.analysis.forecast.pilot import LEVEL, QUANTILE, Pilot, PilotRisks
 from ridgescope.theory import PoolEstimator
-from ridgescope.theory.tail import interpolate
+from ridgescope.theory.readings import interpolate
 from ridgescope.train.errors import UserError
 
 
