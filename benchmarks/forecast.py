@@ -2,7 +2,7 @@
 
     python benchmarks/forecast_runs.py        # pilots and larger runs, once
     python benchmarks/forecast_networks.py    # trained networks, once
-    python benchmarks/forecast.py --folder runs/forecast --out docs/results/forecast.md
+    python benchmarks/forecast.py --folder runs/forecast --out runs/forecast/tables    # tables, as CSV
 
 A pilot's forecast of a run is right to ``|log(forecast/measured)|``. Its 90 % interval, widened by the run's own test
 error, should hold 85 to 95 % of the runs. Baselines, from the same pilot at the same ridge:
@@ -20,12 +20,13 @@ M, the error that is left to a method which extrapolates without any error of it
 import argparse
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from forecast_networks import PILOTS, SEEDS, SIZE, WIDTHS, pilot_kernel
+from forecast_networks import DRAWS, PILOTS, SIZE, WIDTHS, pilot_kernel
 from forecast_runs import DESIGNS, FAMILIES, RIDGES, TARGETS, Store, load, targets
 from scipy.optimize import least_squares
 from torch import Tensor
@@ -33,9 +34,9 @@ from torch import Tensor
 from ridgescope.analysis.forecast import Pilot, forecast
 from ridgescope.analysis.forecast.pilot import QUANTILE
 from ridgescope.theory import Samples, Spectrum, Target, risks
-from ridgescope.theory.tail import interpolate
+from ridgescope.theory.readings import interpolate
 from ridgescope.train.data import PreparedData
-from ridgescope.train.files import write_atomically, write_text
+from ridgescope.train.files import write_atomically
 
 BASELINES = ("power law", "pure power", "GCV", "naive theory", "last value")
 KEYS = ["data", "family", "target", "pilot", "P", "ridge"]
@@ -86,10 +87,12 @@ def baselines(pilot: Pilot, sizes: list[int], ridges: tuple[float, ...]) -> pd.D
     return pd.DataFrame(rows)
 
 
-def one_pilot(grams: list[Tensor], y: Tensor, sizes: list[int], ridges: tuple[float, ...]) -> pd.DataFrame:
+def one_pilot(
+    grams: list[Tensor], y: Tensor, sizes: list[int], ridges: tuple[float, ...], width: float = math.inf
+) -> pd.DataFrame:
     """Forecast and baselines of a pilot, with the best ridge and the seconds the forecast took."""
     started = time.perf_counter()
-    result = forecast({math.inf: grams}, y, num_samples=sizes, ridges=ridges)
+    result = forecast({width: grams}, y, num_samples=sizes, ridges=ridges)
     seconds = time.perf_counter() - started
     best = result.optimal[["P", "ridge"]].rename(columns={"ridge": "best_ridge"})
     table = result.table.merge(best, on="P").merge(
@@ -116,7 +119,7 @@ def forecasts(folder: Path, name: str, family: str, data: PreparedData, pilots: 
 
 
 def network_forecasts(folder: Path, data: PreparedData) -> list[pd.DataFrame]:
-    """Of P = 4000 at each width, from two drawn networks' kernels on each pilot."""
+    """Of P = 4000 at each width, from four drawn networks' kernels on each pilot."""
     design, frames = DESIGNS["fashion_mnist"], []
     measured = pd.read_parquet(folder / "networks.parquet")
     ridges = tuple(sorted(measured["ridge"].unique()))
@@ -125,8 +128,8 @@ def network_forecasts(folder: Path, data: PreparedData) -> list[pd.DataFrame]:
             path = folder / "forecasts" / f"width{width}-{pilot}.parquet"
             if not path.is_file():
                 y = targets(data.pool_labels[design.pilot(pilot)], "parity")
-                grams = [pilot_kernel(folder, data, width, pilot, seed) for seed in range(SEEDS)]
-                table = one_pilot(grams, y, [SIZE], ridges)
+                grams = [pilot_kernel(folder, data, width, pilot, seed) for seed in range(DRAWS)]
+                table = one_pilot(grams, y, [SIZE], ridges, width)
                 marks = {"data": "fashion_mnist", "family": f"width {width}", "target": "parity", "pilot": pilot}
                 write_atomically(path, table.assign(**marks).to_parquet)
             frames.append(pd.read_parquet(path))
@@ -176,6 +179,53 @@ def _half(rows: pd.DataFrame) -> float:
     return 100 * float(np.log(rows["risk_high"] / rows["risk"]).median())
 
 
+def paired(table: pd.DataFrame) -> pd.DataFrame:
+    """Per pilot and ratio, in percent: median errors of the forecast, of the ideal, of the baseline chosen beforehand
+    (`chosen`) and of the one that was best for this very pilot; "method" is what each adds to the ideal.
+    """
+    choice, rows = chosen(table), []
+    for key, part in table.groupby(["data", "family", "target", "ratio", "pilot"], sort=True):
+        names = dict(zip(("data", "family", "target", "P/M", "pilot"), key, strict=True))
+        if (names["family"], names["target"]) not in choice or part["fall"].isna().any():
+            continue  # no ideal, or no digits to choose on
+        name = choice[names["family"], names["target"]]
+        medians = {m: 100 * float(part[f"error {m}"].abs().median()) for m in ("risk", "ideal", *BASELINES)}
+        best = min(BASELINES, key=lambda m, medians=medians: medians[m])
+        row = names | {"forecast": medians["risk"], "ideal": medians["ideal"], "chosen": name}
+        row |= {"its error": medians[name], "best in hindsight": best, "its error then": medians[best]}
+        for label, method in (("forecast", "risk"), ("chosen", name)):
+            added = part[f"error {method}"] - part["error ideal"]
+            row[f"method, {label}"] = 100 * float(added.abs().median())
+            row[f"rms method, {label}"] = 100 * float(added.pow(2).mean() ** 0.5)
+        rows.append(row | {"rms luck": 100 * float(part["error ideal"].pow(2).mean() ** 0.5)})
+    return pd.DataFrame(rows)
+
+
+def chosen(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The baseline of each family and target with the least median error on digits: known before Fashion-MNIST is."""
+    digits = table[table["data"] == "digits"]
+    return {
+        key: min(BASELINES, key=lambda m, part=part: float(part[f"error {m}"].abs().median()))
+        for key, part in digits.groupby(["family", "target"])
+    }
+
+
+def duels(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`paired` over pilots: means, how often the forecast was better, and its error over theirs."""
+    rows = []
+    for key, part in pairs[pairs["data"] != "digits"].groupby(["family", "target", "P/M"], sort=True):
+        row = dict(zip(("kernel", "target", "P/M"), key, strict=True)) | {"pilots": len(part)}
+        row |= {name: float(part[name].mean()) for name in ("forecast", "ideal")}
+        row |= {"chosen": part["chosen"].iloc[0], "its error": float(part["its error"].mean())}
+        row |= {"hindsight": float(part["its error then"].mean())}
+        row |= {"better than chosen": int((part["forecast"] < part["its error"]).sum())}
+        row |= {"better than hindsight": int((part["forecast"] < part["its error then"]).sum())}
+        rms = {name: float(part[name].pow(2).mean() ** 0.5) for name in part if name.startswith("rms")}
+        row |= {"luck": rms["rms luck"], "method": rms["rms method, forecast"], "chosen's": rms["rms method, chosen"]}
+        rows.append(row | {"method/chosen's": row["method"] / row["chosen's"]})
+    return pd.DataFrame(rows)
+
+
 def ridge_loss(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """Risk of the runs at the forecast's best ridge over the least found by search, in percent.
 
@@ -215,7 +265,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(DESIGNS))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
     parser.add_argument("--pilots", type=int, default=17)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a folder for the tables as CSV")
     options = parser.parse_args()
     measured, frames = [pd.read_parquet(options.folder / "runs.parquet")], []
     for name in options.data:
@@ -228,18 +278,18 @@ def main() -> None:
     predicted, runs = pd.concat(frames, ignore_index=True), pd.concat(measured, ignore_index=True)
     table = scored(predicted, runs)
     losses = ridge_loss(predicted, runs[~runs["family"].str.startswith("width")])
-    text = "\n\n".join(
-        [
-            markdown(summary(table)),
-            f"all: {len(table)} pairs of pilot and run, median error {100 * table['error risk'].abs().median():.1f} %, "
-            f"covered {100 * table['covered'].mean():.1f} %, median seconds of a forecast "
-            f"{table['seconds'].median():.1f}",
-            markdown(losses.groupby(["data", "family", "target", "P"])["loss"].agg(["median", "max"]).reset_index(), 2),
-        ]
+    tables = {"scores": summary(table), "paired": paired(table)}
+    tables["duels"] = duels(tables["paired"]) if len(tables["paired"]) else pd.DataFrame()
+    tables["ridges"] = losses.groupby(["data", "family", "target", "P"])["loss"].agg(["median", "max"]).reset_index()
+    print(markdown(tables["scores"]))
+    print(
+        f"\nall: {len(table)} pairs of pilot and run, median error {100 * table['error risk'].abs().median():.1f} %, "
+        f"covered {100 * table['covered'].mean():.1f} %, median seconds of a forecast {table['seconds'].median():.1f}\n"
     )
-    print(text)
+    print(markdown(tables["duels"], 2), markdown(tables["ridges"], 2), sep="\n\n")
     if options.out is not None:
-        write_text(options.out, text + "\n")
+        for name, frame in tables.items():
+            write_atomically(options.out / f"{name}.csv", partial(frame.to_csv, index=False, float_format="%.4g"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trained lazy networks of P = 4000 samples, and the pilots' tangent kernels of networks of the same widths.
 
-    python benchmarks/forecast_networks.py --folder runs/forecast [--widths 64 256]
+    python benchmarks/forecast_networks.py --folder runs/forecast [--widths 32 64 128 256]
 
 MLPs of two hidden ReLU layers, alpha = 10, trained to the certified optimum on the parity of the class (one output).
 The pilots' kernels belong to other draws of the weights. Appends to networks.parquet; cells are kept and not repeated.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from forecast_runs import DESIGNS, load, targets
+from forecast_runs import DESIGNS, load, refined_solve, targets
 
 from ridgescope.models import MLP, empirical_ntk
 from ridgescope.train.cell import is_done, train_cell
@@ -22,9 +22,10 @@ from ridgescope.train.files import read_json, read_tensors, write_atomically, wr
 from ridgescope.train.optimisers import KernelLBFGS
 
 RIDGES = (1e-2, 1e-3, 1e-4)  # in units of the kernel divided by 3, as in forecast_runs
-WIDTHS = (64, 256)
+WIDTHS = (32, 64, 128, 256)
 SIZE = 4000
-SEEDS = 2
+SEEDS = 2  # trained networks
+DRAWS = 4  # of the weights, whose kernels the pilots have
 PILOTS = 3
 SCALE = 3.0  # K(x, x) of the kernel
 
@@ -94,6 +95,31 @@ def train(folder: Path, data: PreparedData, width: int, ridge: float) -> list[di
     return rows
 
 
+def own(folder: Path, data: PreparedData, width: int) -> pd.DataFrame:
+    """Regression on the points of each trained network: with its own kernel at the start ("own"), and with the kernels
+    of the other draws that the pilots have ("others"). What parts the network from "own" is that it is trained;
+    what parts "own" from "others" is the draw of the weights.
+    """
+    y, y_test = targets(data.pool_labels, "parity"), targets(data.test_labels, "parity")
+    initial = read_tensors(folder / "cells" / f"width{width}-ridge{RIDGES[0]:.0e}" / "initial.safetensors")
+    rows: list[dict[str, object]] = []
+    for seed in range(SEEDS):
+        points = slice(seed * SIZE, (seed + 1) * SIZE)
+        kernels: list[tuple[str, MLP, dict[str, torch.Tensor] | None]] = [
+            ("own", network(width, 0), {k: v[seed] for k, v in initial.items()}),
+            *(("others", network(width, 1000 + i), None) for i in range(DRAWS)),
+        ]
+        for name, model, weights in kernels:
+            x = data.pool_inputs[points]
+            gram = empirical_ntk(model, weights, x) / SCALE
+            cross = empirical_ntk(model, weights, data.test_inputs, x) / SCALE
+            for ridge in RIDGES:
+                errors = (cross @ refined_solve(gram, y[points], SIZE * ridge) - y_test).square().sum(1)
+                row: dict[str, object] = {"width": width, "draw": seed, "ridge": ridge, "kernel": name}
+                rows.append(row | {"test": float(errors.mean())})
+    return pd.DataFrame(rows).groupby(["width", "draw", "ridge", "kernel"], as_index=False)["test"].mean()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast"))
@@ -102,7 +128,7 @@ def main() -> None:
     data = load("fashion_mnist")
     for width in options.widths:
         for pilot in range(PILOTS):
-            for seed in range(SEEDS):
+            for seed in range(DRAWS):
                 pilot_kernel(options.folder, data, width, pilot, seed)
     for ridge in RIDGES:
         for width in options.widths:
@@ -112,6 +138,11 @@ def main() -> None:
             table = pd.concat([table, pd.DataFrame(rows)]).drop_duplicates(["family", "draw", "ridge"], keep="last")
             write_atomically(path, lambda place, table=table: table.to_parquet(place))
             print(pd.DataFrame(rows)[["family", "ridge", "draw", "test", "test_se", "status"]], flush=True)
+    for width in options.widths:
+        path = options.folder / "own" / f"width{width}.parquet"
+        if not path.is_file():
+            write_atomically(path, own(options.folder, data, width).to_parquet)
+        print(pd.read_parquet(path).pivot_table(index=["ridge", "draw"], columns="kernel", values="test"), flush=True)
 
 
 if __name__ == "__main__":

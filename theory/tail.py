@@ -3,13 +3,13 @@
 A pool of M points gives, at every pool ridge k, its kappa, D = df1 and left-out risk G (`ridgescope.theory.pool`), down
 to the kappa that M points resolve. How D and G change with the number n of points at a fixed kappa is the law
 
-    D = D_inf/(1 + c/n),        G = B/(1 - w/n),
+    D = D_inf/(1 + c u + c' u^2),        G = B/(1 - w u + w' u^2),        u = D_inf/n,
 
-in which Gaussian data have c = 0 and w = df2 = D + dD/dlog kappa. Images do not: D is less than D_inf by 10 % at s near
-1, and w is 0.6 to 1.7 df2. Both are therefore measured, by leaving out two points (`ridgescope.theory.pairs`).
-From them any P and ridge follow by ``lam = kappa (1 - D/P)`` and ``E = B/(1 - w/P)``. Below the smallest kappa D_inf
-and B go on as power laws, fitted to the last decade that is resolved: eta_k ~ k^-a makes D ~ kappa^(-1/a), a power-law
-target makes B = s2 + A kappa^b. Derived in docs/forecast.md.
+in which Gaussian data have w D_inf = df2 = D + dD/dlog kappa and no c, c', w'. Images do: D is less than D_inf by 10 %
+at s near 1, and w is 0.6 to 1.7 of that. All are therefore measured (`ridgescope.theory.size_law`). From them any P and
+ridge follow by ``lam = kappa (1 - D/P)`` and ``E = G`` at n = P. Below the smallest kappa D_inf and B go on as power
+laws, fitted to the last decade that is resolved: eta_k ~ k^-a makes D ~ kappa^(-1/a), a power-law target makes
+B = s2 + A kappa^b. Derived in docs/forecast.md.
 
 Letters: M pool points, P samples, C outputs, K pool ridges, s = D/points, u = D_inf/points.
 """
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ridgescope.theory._checks import Number
 from ridgescope.theory.pairs import PairReadings
-from ridgescope.theory.pool import PoolEstimator
+from ridgescope.theory.readings import PoolReadings, interpolate
+from ridgescope.theory.size_law import Bends, coefficients, gaussian_slopes, measured_slopes
 
 TAIL_DECADES = 1.0  # of kappa, from the smallest that is resolved, to which the power laws are fitted
 RESOLVED = 0.9  # share of a pool's degrees of freedom up to which its readings are used
@@ -31,74 +32,10 @@ STEP = 0.02  # of log kappa on the grid where curves are inverted
 
 
 @dataclass(frozen=True)
-class PoolReadings:
-    """One pool at K pool ridges, rising: ``kappa``, ``df1``, ``d12`` = -d df1/d log kappa, ``bias`` = b + s2, ``risk``
-    leave-one-out, ``gcv``, ``risk_se`` the relative standard error of ``risk`` over points, ``correct`` the share of
-    points whose leave-one-out prediction has the right sign or largest output (NaN: no classes). All (K,)."""
-
-    size: int
-    pool_ridge: Float64[Tensor, " k"]
-    kappa: Float64[Tensor, " k"]
-    df1: Float64[Tensor, " k"]
-    d12: Float64[Tensor, " k"]
-    bias: Float64[Tensor, " k"]
-    risk: Float64[Tensor, " k"]
-    gcv: Float64[Tensor, " k"]
-    risk_se: Float64[Tensor, " k"]
-    correct: Float64[Tensor, " k"]
-
-    @property
-    def share(self) -> Float64[Tensor, " k"]:
-        """s = df1/M."""
-        return self.df1 / self.size
-
-
-def ridge_grid(pool: PoolEstimator, per_decade: int = 8) -> Float64[Tensor, " k"]:
-    """Pool ridges from far above the largest eigenvalue to the rounding error of the smallest."""
-    top = float(pool.eigenvalues[0])
-    return torch.logspace(math.log10(top) - 9, math.log10(top) + 1, 10 * per_decade + 1, dtype=torch.float64)
-
-
-def pool_readings(pool: PoolEstimator, pool_ridges: Float64[Tensor, " k"]) -> PoolReadings:
-    """All ridges at once: ``2 M^2 K (C + 1)`` operations, ``M K C`` numbers."""
-    m, e, vectors, projections = pool.size, pool.eigenvalues, pool.vectors, pool.projections
-    resolvent = 1 / (e[:, None] + pool_ridges)
-    learned, missed = e[:, None] * resolvent, pool_ridges * resolvent
-    d1, dh, o_m = learned.sum(0), (learned * missed).sum(0), missed.mean(0)
-    d12 = dh * o_m / (o_m - dh / m)
-    diagonal = (vectors.square() @ resolvent)[:, :, None]
-    residual = (vectors @ (resolvent[:, :, None] * projections[:, None]).flatten(1)).view(m, len(pool_ridges), -1)
-    residual = residual / diagonal  # left-out errors, (M, K, C)
-    squared = residual.square().sum(2)
-    risk = squared.mean(0)
-    return PoolReadings(
-        size=m,
-        pool_ridge=pool_ridges,
-        kappa=pool_ridges / o_m,
-        df1=d1,
-        d12=d12,
-        bias=(o_m + d12 / m) * risk,
-        risk=risk,
-        gcv=(pool.target_power @ missed.square()) / o_m**2,
-        risk_se=squared.std(0) / m**0.5 / risk,
-        correct=_correct(residual, vectors @ projections),
-    )
-
-
-def _correct(residual: Tensor, targets: Tensor) -> Tensor:
-    predicted = targets[:, None] - residual
-    if targets.shape[1] > 1:
-        return (predicted.argmax(2) == targets.argmax(1)[:, None]).double().mean(0)
-    if float(targets.abs().std()) > 1e-6 * float(targets.abs().mean()):
-        return torch.full((residual.shape[1],), math.nan, dtype=torch.float64)
-    return (predicted * targets[:, None] > 0)[:, :, 0].double().mean(0)
-
-
-@dataclass(frozen=True)
 class TailForecast:
-    """``test`` risk at P samples and ridge lam, s = D/P, ``gamma`` = w/P; ``beyond`` = log of the smallest kappa that
-    the pool resolves over the wanted one: at most 0 where nothing but the formula is extrapolated; ``tail_error`` of
-    log risk, half the distance of the two tails that the readings allow."""
+    """``test`` risk at P samples and ridge lam, s = D/P, ``gamma`` = 1 - B/E; ``beyond`` = log of the smallest kappa
+    that the pool resolves over the wanted one: at most 0 where nothing but the formula is extrapolated; ``tail_error``
+    of log risk, half the distance of the two tails that the readings allow."""
 
     kappa: Float64[Tensor, " n"]
     share: Float64[Tensor, " n"]
@@ -110,8 +47,8 @@ class TailForecast:
 
 @dataclass(frozen=True)
 class PopulationCurve:
-    """log D_inf and log B against rising log kappa, with power laws below the first, and the ratios c/D_inf ("excess")
-    and w/D_inf ("spread"), which stay as they are at the first.
+    """log D_inf and log B against rising log kappa, with power laws below the first, and c ("excess"), c'
+    ("excess_bend"), w ("spread") and w' ("spread_bend"), which stay as they are at the first.
 
     ``df1_slope`` = d log D_inf/d log kappa of the tail. B_0 (kappa/kappa_0)^``straight`` is one tail of B, which has no
     floor; B_0 (floor + (1 - floor) (kappa/kappa_0)^bias_slope) the other, whose floor the bend of the last decade asks
@@ -122,7 +59,9 @@ class PopulationCurve:
     log_df1: Float64[Tensor, " k"]
     log_bias: Float64[Tensor, " k"]
     excess: Float64[Tensor, " k"]
+    excess_bend: Float64[Tensor, " k"]
     spread: Float64[Tensor, " k"]
+    spread_bend: Float64[Tensor, " k"]
     df1_slope: float
     bias_slope: float
     floor: float
@@ -162,63 +101,44 @@ class PopulationCurve:
         grid = torch.arange(float(self.log_kappa[0]) - 25, float(self.log_kappa[-1]), STEP, dtype=torch.float64)
         log_df1, log_bias, _ = self.at(grid)
         u = log_df1.exp() / num_samples
-        share = u / (1 + interpolate(grid, self.log_kappa, self.excess) * u)
-        gamma = interpolate(grid, self.log_kappa, self.spread) * u
+        c, c2, w, w2 = (
+            interpolate(grid, self.log_kappa, x) for x in (self.excess, self.excess_bend, self.spread, self.spread_bend)
+        )
+        share = u / (1 + c * u + c2 * u**2)
+        gamma = w * u - w2 * u**2
         # s and gamma fall with kappa: the branch on which both are below 1 begins here
         first = int(((share < 1 - 1e-6) & (gamma < 1 - 1e-6)).to(torch.int8).argmax())
         log_risk = log_bias - (1 - gamma).log()
         return grid[first:], share[first:], log_risk[first:], gamma[first:]
 
 
-def population_curve(readings: PoolReadings, pairs: PairReadings | None = None) -> PopulationCurve:
+def population_curve(
+    readings: PoolReadings, pairs: PairReadings | None = None, bends: Bends | None = None
+) -> PopulationCurve:
     """The curves that a pool resolves, and their power-law tails.
 
-    Without ``pairs`` the law is that of Gaussian data. A power law whose exponent has the wrong sign (a kernel of
-    finite rank, a target without tail) is cut to a constant.
+    Without ``pairs`` the law is that of Gaussian data, without ``bends`` of first order. A power law whose exponent has
+    the wrong sign (a kernel of finite rank, a target without tail) is cut to a constant.
 
     Raises ``ValueError`` where the pool resolves fewer than five of the ridges.
     """
     keep = (readings.share <= RESOLVED) & (readings.df1 > 0.5)
     if int(keep.sum()) < 5:
         raise ValueError(f"a pool of {readings.size} points resolves no part of this kernel; enlarge the pool")
-    excess, spread = _gaussian_law(readings) if pairs is None else _measured_law(readings, pairs)
-    share, log_kappa, gamma = readings.share[keep], readings.kappa[keep].log(), spread[keep] * readings.share[keep]
-    log_df1 = readings.df1[keep].log() - (1 - excess[keep] * share).log()
-    log_bias = readings.risk[keep].log() + (1 - gamma).log()
+    bends = bends or Bends()
+    slopes = gaussian_slopes(readings) if pairs is None else measured_slopes(readings, pairs)
+    c, w = (x[keep] for x in coefficients(slopes, bends, readings.share))
+    z, log_kappa = readings.share[keep], readings.kappa[keep].log()
+    log_df1 = readings.df1[keep].log() + (1 + c * z + bends.df1 * c * z**2).log()
+    log_bias = readings.risk[keep].log() + (1 - w * z + bends.risk * w * z**2).log()
     tail = log_kappa <= log_kappa[0] + TAIL_DECADES * math.log(10)
     x = log_kappa[tail] - log_kappa[0]
     floor, exponent = _floor_and_power(x, log_bias[tail] - log_bias[0])
     straight = max(_slope(x, log_bias[tail]), 0.0)
     df1_slope = min(_slope(x, log_df1[tail]), 0.0)
-    infinite = readings.df1[keep] / log_df1.exp()
-    return PopulationCurve(
-        log_kappa, log_df1, log_bias, excess[keep], spread[keep] * infinite, df1_slope, exponent, floor, straight
-    )
-
-
-def _gaussian_law(readings: PoolReadings) -> tuple[Tensor, Tensor]:
-    """c/D_inf = 0 and w/D = df2/df1."""
-    return torch.zeros_like(readings.df1), 1 - readings.d12 / readings.df1
-
-
-def _measured_law(readings: PoolReadings, pairs: PairReadings) -> tuple[Tensor, Tensor]:
-    """c/D_inf and w/D at each pool ridge, from the slopes of log kappa and log G in log n at fixed lam = n k.
-
-    At fixed kappa lam changes by ``d log lam = -kappa_slope/K' d log n``, with
-    K' = d log kappa/d log k = (M - D)/(M - D + d12). As lam = kappa (n - D) that makes
-    ``dD/d log n = M + (M - D) kappa_slope/K'``, which the law says is ``D c/(n + c)``; and
-    ``d log G/d log n = risk_slope - kappa_slope G'/K'`` is -w/(n - w), G' = d log G/d log k.
-    """
-    log_ridge, log_pair = readings.pool_ridge.log(), pairs.pool_ridge.log()
-    rise = torch.gradient(readings.risk.log(), spacing=(log_ridge,))[0]
-    rise, df1, d12 = (interpolate(log_pair, log_ridge, x) for x in (rise, readings.df1, readings.d12))
-    left = readings.size - df1
-    shift = pairs.kappa_slope * (1 + d12 / left)  # kappa_slope/K'
-    # D can only seem to fall where few modes are learned: a fluctuation of O(1), which moves kappa by less than 1 %
-    gain = ((readings.size + left * shift) / df1).clamp(0, 0.8)
-    fall = (shift * rise - pairs.risk_slope).clamp_min(0)
-    gain, spread = (interpolate(log_ridge, log_pair, x) for x in (gain, fall / (1 + fall) * readings.size / df1))
-    return gain / readings.share, spread
+    unit = readings.df1[keep] / log_df1.exp()  # z/u
+    laws = c * unit, bends.df1 * c * unit**2, w * unit, bends.risk * w * unit**2
+    return PopulationCurve(log_kappa, log_df1, log_bias, *laws, df1_slope, exponent, floor, straight)
 
 
 def _floor_and_power(x: Float64[Tensor, " n"], y: Float64[Tensor, " n"]) -> tuple[float, float]:
@@ -237,12 +157,3 @@ def _floor_and_power(x: Float64[Tensor, " n"], y: Float64[Tensor, " n"]) -> tupl
 def _slope(x: Tensor, y: Tensor) -> float:
     centred = x - x.mean()
     return float((centred * y).sum() / centred.square().sum()) if len(x) > 1 else 0.0
-
-
-def interpolate(x: Float64[Tensor, " n"], at: Float64[Tensor, " k"], values: Float64[Tensor, " k"]) -> Tensor:
-    """Linear between the rising ``at``, constant outside."""
-    if len(at) == 1:
-        return values.expand(x.shape)
-    right = torch.searchsorted(at, x).clamp(1, len(at) - 1)
-    weight = ((x - at[right - 1]) / (at[right] - at[right - 1])).clamp(0, 1)
-    return values[right - 1] + weight * (values[right] - values[right - 1])

@@ -28,7 +28,7 @@ class ForecastConfig:
     model: Any = MISSING
     kernel: str | None = None  # safetensors with kernel (M, M) and targets (M, C) instead of data and model
     widths: list[int] = field(default_factory=list)  # whose tangent kernels are measured on the pilot
-    num_draws: int = 2  # networks drawn at each width
+    num_draws: int = 4  # networks drawn at each width, 2 or more: how much they differ joins the interval
     infinite: bool = True  # the infinite-width kernel too, where the model has one
     samples: list[int] = field(default_factory=list)  # P; by default M/2 to 8 M
     ridges: list[float] | None = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from ridgescope.analysis.forecast.pilot import MAX_RATIO, QUANTILE, Pilot, PilotRisks, make_pilot
 from ridgescope.analysis.forecast.width import WidthPilots, at_width, ensemble_readings, paying_members
 from ridgescope.theory import pool_estimator
-from ridgescope.theory.tail import PoolReadings, interpolate
+from ridgescope.theory.readings import PoolReadings, interpolate
 from ridgescope.train.errors import UserError
 
 FLAT = 0.01  # of the risk: how far the flat range of the ridge reaches
@@ -49,9 +49,10 @@ def forecast(
 ) -> Forecast:
     """What ridge regression with these kernels would give on ``num_samples`` points.
 
-    ``kernels``: for each width N (``math.inf`` for a given or infinite-width kernel) the unnormalised kernels of one
-    or more drawn networks on the *same* M points; ``targets`` (M, C). ``ridges``: lam in the kernel's units, by
-    default half decades from 1e-6 to 0.1 of the mean diagonal. ``widths``: by default those measured.
+    ``kernels``: for each width N (``math.inf`` for a given or infinite-width kernel) the unnormalised kernels of drawn
+    networks on the *same* M points, two or more at a finite width; ``targets`` (M, C). ``ridges``: lam in the
+    kernel's units, by default half decades from 1e-6 to 0.1 of the mean diagonal. ``widths``: by default those
+    measured. At a finite width the forecast is for one more network, not for the mean over networks.
 
     Cost per kernel: that of `make_pilot`, 8 to 12 s for M = 2000 on one core; then milliseconds per P and N.
 
@@ -76,6 +77,11 @@ def forecast(
 
 
 def _width_pilots(width: int | float, grams: Sequence[Tensor], targets: Tensor) -> WidthPilots:
+    if math.isfinite(width) and len(grams) < 2:
+        raise UserError(
+            f"width {width:g} has one kernel, which cannot say how much networks of this width differ; draw two or "
+            "more (num_draws), or pass a kernel that is wanted as it is with width inf"
+        )
     pilots = [make_pilot(gram, targets) for gram in grams]
     floor = None
     if len(grams) > 1 and math.isfinite(width):
@@ -88,10 +94,10 @@ def _rows(
     measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor, scale: float
 ) -> list[dict[str, object]]:
     risks, wide = at_width(measured, width, size, ridges)
-    dense = at_width(measured, width, size, RIDGE_GRID * scale)[0]
+    best, dense = _best(measured, width, size, RIDGE_GRID * scale)
     gains = {
         "data": risks.log_risk - at_width(measured, width, 2 * size, ridges)[0].log_risk,
-        "ridge": risks.log_risk - dense.log_risk[_best(dense)],
+        "ridge": risks.log_risk - dense[best],
         "width": risks.log_risk - _doubled(measured, width, size, ridges),
     }
     nearest = _nearest(measured, width)
@@ -145,22 +151,34 @@ def _needed(pilot: Pilot, size: int | float, half: float) -> str:
     return ""
 
 
-def _best(risks: PilotRisks) -> int:
-    """Where the risk and its sampling error's upper end are least: not where only noise has made a risk small.
+def _best(measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor) -> tuple[int, Tensor]:
+    """Where the risk and its sampling error's upper end are least, and log risk at all these (rising) ridges.
 
     The error of the tail does not count: it grows steadily towards small ridges, and would always choose larger ones.
+    Only the valley is searched that is reached downhill from the pool's own best ridge: at ridges far below it a few
+    points decide the forecast, and another, lower valley there is a pilot's noise.
     """
-    return int((risks.log_risk + QUANTILE * risks.noise).argmin())
+    start, risks = (at_width(measured, width, n, ridges)[0] for n in (measured[0].pilots[0].size, size))
+    own, upper = ((r.log_risk + QUANTILE * r.noise).tolist() for r in (start, risks))
+    best = min(range(len(own)), key=own.__getitem__)
+    for step in (-1, 1):
+        while 0 <= best + step < len(upper) and upper[best + step] < upper[best]:
+            best += step
+    return best, risks.log_risk
 
 
 def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
-    """The best ridge and the range in which the risk is at most `FLAT` above the risk there."""
+    """The best ridge and the range around it in which the risk is at most `FLAT` above the risk there."""
     ridges = RIDGE_GRID * scale
-    risks = at_width(measured, width, size, ridges)[0]
-    best = _best(risks)
-    flat = (risks.log_risk <= risks.log_risk[best] + math.log1p(FLAT)).nonzero()[:, 0]
+    best, log_risk = _best(measured, width, size, ridges)
+    flat = (log_risk <= log_risk[best] + math.log1p(FLAT)).tolist()
+    low, high = best, best
+    while low > 0 and flat[low - 1]:
+        low -= 1
+    while high + 1 < len(flat) and flat[high + 1]:
+        high += 1
     row = _rows(measured, width, size, ridges[best : best + 1], scale)[0]
-    return row | {"ridge_low": float(ridges[flat[0]]), "ridge_high": float(ridges[flat[-1]])}
+    return row | {"ridge_low": float(ridges[low]), "ridge_high": float(ridges[high])}
 
 
 def _doubled(measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor) -> Tensor:

@@ -92,8 +92,10 @@ def _from_data(plain: dict[str, Any]) -> tuple[Kernels, Tensor, Cost]:
     build = _builder(plain["model"], data)
     kernels: Kernels = {}
     widths = plain["widths"]
-    if plain["num_draws"] < 1:
-        raise UserError(f"num_draws={plain['num_draws']} must be at least 1")
+    if widths and plain["num_draws"] < 2:
+        raise UserError(
+            f"num_draws={plain['num_draws']} cannot say how much networks of one width differ; use 2 or more"
+        )
     try:
         for width in widths:
             if width < 1:

@@ -19,15 +19,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ridgescope.theory import PoolEstimator, pool_estimator
-from ridgescope.theory.pairs import pair_readings
-from ridgescope.theory.tail import (
-    PoolReadings,
-    PopulationCurve,
-    interpolate,
-    pool_readings,
-    population_curve,
-    ridge_grid,
-)
+from ridgescope.theory.pairs import PairReadings, pair_readings
+from ridgescope.theory.readings import PoolReadings, interpolate, pool_readings, ridge_grid
+from ridgescope.theory.size_law import measured_bends
+from ridgescope.theory.tail import PopulationCurve, population_curve
 from ridgescope.train.errors import UserError
 
 MIN_POOL = 96  # an eighth of it still has a curve
@@ -117,17 +112,18 @@ def make_pilot(gram: Float64[Tensor, "m m"], targets: Float64[Tensor, "m c"]) ->
     require_distinct(gram)
     whole = pool_estimator(gram, targets)
     grid = ridge_grid(whole)
-    readings, curve = _read(whole, grid)
+    readings, pairs = _read(whole, grid)
     halves = [_read(part, grid) for part in _parts(gram, targets, 2)]
+    bends = measured_bends((readings, pairs), halves)
     parts = {number: [pool_readings(part, grid) for part in _parts(gram, targets, number)] for number in PARTS[1:]}
     parts = {2: [half for half, _ in halves], **parts}
-    forecasts = torch.stack([half.forecast(size, grid).test for _, half in halves])
+    forecasts = torch.stack([population_curve(*half, bends).forecast(size, grid).test for half in halves])
     kept = (readings.share > 1e-3) & (readings.share < 0.995)
     order = readings.share[kept].argsort()
     return Pilot(
         readings,
         parts,
-        curve,
+        population_curve(readings, pairs, bends),
         error_at=readings.share[kept][order],
         error=(forecasts / readings.risk).log().mean(0)[kept][order],
         accuracy=_accuracy([readings, *(part for some in parts.values() for part in some)]),
@@ -144,12 +140,12 @@ def _parts(gram: Tensor, targets: Tensor, number: int) -> Iterator[PoolEstimator
         yield pool_estimator(gram[cut, cut].contiguous(), targets[cut])
 
 
-def _read(pool: PoolEstimator, grid: Tensor) -> tuple[PoolReadings, PopulationCurve]:
-    """Readings, with the jackknife's error of the risk, and the curve with the law of the pool's own points."""
+def _read(pool: PoolEstimator, grid: Tensor) -> tuple[PoolReadings, PairReadings]:
+    """Readings, with the jackknife's error of the risk, and what leaving out pairs says."""
     readings = pool_readings(pool, grid)
     pairs = pair_readings(pool, grid[_pair_places(readings)])
     error = interpolate(grid.log(), pairs.pool_ridge.log(), pairs.risk_se)
-    return replace(readings, risk_se=error), population_curve(readings, pairs)
+    return replace(readings, risk_se=error), pairs
 
 
 def _pair_places(readings: PoolReadings) -> Tensor:

@@ -1,5 +1,8 @@
 """Finite width: pilots of several widths joined on the scale of 1/N, and what an ensemble of networks saves.
 
+Two networks of one width are two kernels: at width 64 their risks differ by some 10 % on the same points. The
+forecast is for one more network, so that this scatter, measured on the drawn ones, is part of its error.
+
 At a given P and ridge the log risk is interpolated linearly in 1/N between the widths whose kernels were measured;
 infinite width, where it is known, is the point 1/N = 0. Averaging E networks on the same data leaves
 
@@ -16,11 +19,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
+from scipy.stats import t as student
 from torch import Tensor
 
-from ridgescope.analysis.forecast.pilot import Pilot, PilotRisks
+from ridgescope.analysis.forecast.pilot import LEVEL, QUANTILE, Pilot, PilotRisks
 from ridgescope.theory import PoolEstimator
-from ridgescope.theory.tail import interpolate
+from ridgescope.theory.readings import interpolate
 from ridgescope.train.errors import UserError
 
 
@@ -33,13 +37,12 @@ class WidthPilots:
     floor: tuple[Tensor, Tensor, Tensor] | None  # log kappa, log of G_x/G, gamma_x: (K,) each
 
     def risks(self, num_samples: int | float, ridges: Float64[Tensor, " n"]) -> PilotRisks:
-        """Mean over the drawn networks; their scatter joins the error."""
+        """Mean over the drawn networks, for one more network of this width: the draws' scatter joins the error."""
         each = [pilot.risks(num_samples, ridges) for pilot in self.pilots]
         log_risk = torch.stack([risks.log_risk for risks in each])
-        draws = log_risk.std(0) / len(each) ** 0.5 if len(each) > 1 else torch.zeros_like(log_risk[0])
         names = ("se", "noise", "kappa", "share", "beyond")
         mean = {name: torch.stack([getattr(r, name) for r in each]).mean(0) for name in names}
-        mean["se"] = (mean["se"] ** 2 + draws**2).sqrt()
+        mean["se"] = (mean["se"] ** 2 + _one_more(log_risk) ** 2).sqrt()
         return PilotRisks(log_risk.mean(0), **mean)
 
     def ensemble_floor(self, num_samples: int | float, risks: PilotRisks) -> Float64[Tensor, " n"]:
@@ -57,6 +60,18 @@ class WidthPilots:
         change = _left(full, size) / _left(full, num_samples)  # of E_1 from the pool to P, at this kappa
         common = _left(shared, size) / _left(shared, num_samples)
         return (ratio.exp() * common / change).clamp(max=1)
+
+
+def _one_more(log_risk: Float64[Tensor, "draws n"]) -> Float64[Tensor, " n"]:
+    """The error of another draw about the mean of these, in the units of a normal law's interval.
+
+    ``s sqrt(1 + 1/n)``, with Student's quantile for an ``s`` from n draws; 0 for a single kernel that is what it is.
+    """
+    draws = len(log_risk)
+    if draws < 2:
+        return torch.zeros_like(log_risk[0])
+    few = float(student.ppf((1 + LEVEL) / 2, draws - 1)) / QUANTILE
+    return few * (1 + 1 / draws) ** 0.5 * log_risk.std(0)
 
 
 def _left(df2: Tensor, points: int | float) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ridgescope.theory import pool_estimator, power_law
 from ridgescope.theory.pairs import pair_readings
-from ridgescope.theory.tail import PopulationCurve, interpolate, pool_readings, population_curve, ridge_grid
+from ridgescope.theory.readings import interpolate, pool_readings, ridge_grid
+from ridgescope.theory.tail import PopulationCurve, population_curve
 
 NOISE = 0.1
 

@@ -14,13 +14,8 @@ from ridgescope.theory import (
     power_law_target,
     risks,
 )
-from ridgescope.theory.tail import (
-    PoolReadings,
-    interpolate,
-    pool_readings,
-    population_curve,
-    ridge_grid,
-)
+from ridgescope.theory.readings import PoolReadings, interpolate, pool_readings, ridge_grid
+from ridgescope.theory.tail import population_curve
 
 ALPHA, SOURCE, NOISE = 1.5, 0.3, 0.05
 
