@@ -1,7 +1,5 @@
 """Kernels inside a memory budget, on disk, among processes: the same numbers, whatever stops them on the way."""
 
-import ctypes
-import gc
 import importlib.util
 import json
 import os
@@ -211,31 +209,16 @@ def test_unasked_a_share_of_what_is_free_is_used(monkeypatch):
     assert memory.budget(None, 10**6, cpu) == 10**6 + memory.WORKING
 
 
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_the_measured_peak_is_within_the_budget(generator, tmp_path, kind, stored):
+def test_the_measured_peak_is_within_the_budget(tmp_path, kind, stored):
+    # a process of its own: small arrays wander through the holes of a heap that other tests have used
     budget = 60e6
-    if kind == "mlp":  # the factors of all inputs take 52 MB, the kernel 36 MB
-        model = MLP((64,), 10, width=128, depth=3, generator=generator, dtype=torch.float32)
-        points = torch.randn(3000, 64, generator=generator)
-    else:
-        model = CNN((1, 14, 14), 3, width=16, depth=3, generator=generator, dtype=torch.float32)
-        points = torch.randn(300, 1, 14, 14, generator=generator)
-    path = tmp_path if stored else None
-    empirical_ntk(model, None, points[:50], form="trace")  # what torch loads at first use is not the kernel's
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
-    kernel = empirical_ntk(model, None, points, form="trace", memory=budget, path=path)
-    peak = _resident("VmHWM") - before
-    assert (kernel.numel() * 4 if not stored else budget / 10) < peak < budget
+    script = [sys.executable, str(Path(__file__).with_name("peak_process.py"))]
+    command = [*script, kind, str(budget), str(tmp_path) if stored else ""]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (budget / 10 if stored else found["kernel"]) < found["peak"] < budget
 
 
 def test_modules_add_up_to_the_kernel(net, x, ntk_oracle):
