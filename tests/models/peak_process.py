@@ -33,4 +33,5 @@ def main(kind: str, budget: float, folder: str) -> None:
     print(json.dumps({"peak": _resident("VmHWM") - before, "kernel": 4 * kernel.numel()}))
 
 
-main(sys.argv[1], float(sys.argv[2]), sys.argv[3])
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])
