@@ -8,8 +8,8 @@ from torch import nn
 
 from ridgescope.models import CNN, MLP, conjugate_kernel, empirical_ntk, infinite_ntk
 from ridgescope.models.activations import ACTIVATIONS
-from ridgescope.models.kernels import dense, images, infinite, layered
 from ridgescope.models.kernels.duals import DUALS
+from ridgescope.models.kernels.infinite import dense, images, layered, limits
 
 DRAWS = 24
 
@@ -248,7 +248,7 @@ def test_compiled_sweeps_agree_with_layers_in_torch(
     else:
         net = CNN(shape, 1, readout=readout, **{"depth": 3, **options, **common})
     kernels = [infinite_ntk(net, x), infinite_ntk(net, x, y)]
-    monkeypatch.setattr(infinite, "_way", lambda *_: layered.fill)
+    monkeypatch.setattr(limits, "_way", lambda *_: layered.fill)
     for ours, slow in zip(kernels, [infinite_ntk(net, x), infinite_ntk(net, x, y)], strict=True):
         torch.testing.assert_close(ours.nngp, slow.nngp, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(ours.ntk, slow.ntk, rtol=1e-12, atol=1e-13)

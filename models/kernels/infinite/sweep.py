@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ridgescope.models.kernels.activated import activate, compiled
+from ridgescope.models.kernels.infinite.activated import activate, compiled
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.affine import Affine
-from ridgescope.models.kernels.threads import Team
+from ridgescope.models.kernels.infinite.affine import Affine
+from ridgescope.models.kernels.infinite.threads import Team
 from ridgescope.models.network import Network
 
 Slices = tuple[slice, slice]

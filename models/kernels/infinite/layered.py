@@ -1,7 +1,7 @@
 """The infinite-width recursion of a tile of pairs, layer by layer in torch, on any device.
 
-For GPUs, and for activations that have no closed form; on the CPU `ridgescope.models.kernels.images` and
-`ridgescope.models.kernels.dense` do the same faster for the others.
+For GPUs, and for activations that have no closed form; on the CPU `ridgescope.models.kernels.infinite.images` and
+`ridgescope.models.kernels.infinite.dense` do the same faster for the others.
 
 Axes: s pixels (1 in an MLP); n, m inputs; k entries of a window of the input.
 """
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ridgescope.models.cnn import CNN
-from ridgescope.models.kernels.affine import Affine
 from ridgescope.models.kernels.duals import DUALS
-from ridgescope.models.kernels.tasks import Inputs, Task
-from ridgescope.models.kernels.threads import Team
+from ridgescope.models.kernels.infinite.affine import Affine
+from ridgescope.models.kernels.infinite.tasks import Inputs, Task
+from ridgescope.models.kernels.infinite.threads import Team
 from ridgescope.models.layers import ScaledConv2d
 from ridgescope.models.network import Network
 from ridgescope.models.patches import Geometry
@@ -157,7 +157,7 @@ def _activate(
 @cache
 def compiled() -> ModuleType:
     """Imported where it is first needed: Numba takes half a second."""
-    return import_module("ridgescope.models.kernels.compiled")
+    return import_module("ridgescope.models.kernels.infinite.hermite")
 
 
 def window_mean(v: Tensor, shape: tuple[int, int], stride: int) -> Tensor:

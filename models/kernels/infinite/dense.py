@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.activated import CODES, PREPARED, activate, compiled
-from ridgescope.models.kernels.tasks import Task
-from ridgescope.models.kernels.threads import Team
+from ridgescope.models.kernels.infinite.activated import CODES, PREPARED, activate, compiled
+from ridgescope.models.kernels.infinite.tasks import Task
+from ridgescope.models.kernels.infinite.threads import Team
 
 SIDE = 128  # inputs of a tile: large enough for the matrix product, small enough for the cache
 

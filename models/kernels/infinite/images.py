@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ridgescope.models.cnn import CNN
-from ridgescope.models.kernels.activated import CODES, PREPARED
-from ridgescope.models.kernels.sweep import sweep
-from ridgescope.models.kernels.tasks import Inputs, Task
-from ridgescope.models.kernels.threads import Team
+from ridgescope.models.kernels.infinite.activated import CODES, PREPARED
+from ridgescope.models.kernels.infinite.sweep import sweep
+from ridgescope.models.kernels.infinite.tasks import Inputs, Task
+from ridgescope.models.kernels.infinite.threads import Team
 
 ROW = 256  # numbers in a row of pixels: far more than its call costs, and few enough for the fastest cache
 STRIP_NUMBERS = 2**20  # sums that are held at once: 16 MB

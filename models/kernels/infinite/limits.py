@@ -25,13 +25,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ridgescope.models.cnn import CNN
-from ridgescope.models.kernels import layered
-from ridgescope.models.kernels.affine import Affine, affine_layers
 from ridgescope.models.kernels.checks import require_finite
 from ridgescope.models.kernels.duals import DUALS
-from ridgescope.models.kernels.layered import window_mean
-from ridgescope.models.kernels.tasks import Inputs, Task
-from ridgescope.models.kernels.threads import Team, one_thread
+from ridgescope.models.kernels.infinite import layered
+from ridgescope.models.kernels.infinite.affine import Affine, affine_layers
+from ridgescope.models.kernels.infinite.layered import window_mean
+from ridgescope.models.kernels.infinite.tasks import Inputs, Task
+from ridgescope.models.kernels.infinite.threads import Team, one_thread
 from ridgescope.models.mlp import MLP
 from ridgescope.models.network import Network
 
@@ -96,7 +96,7 @@ def _way(network: Network, on_cpu: bool) -> Callable[[Task, Team], None]:
         return layered.fill
     # imported where it is first needed: Numba takes half a second
     name = "images" if isinstance(network, CNN) else "dense"
-    fill: Callable[[Task, Team], None] = import_module(f"ridgescope.models.kernels.{name}").fill
+    fill: Callable[[Task, Team], None] = import_module(f"ridgescope.models.kernels.infinite.{name}").fill
     return fill
 
 
