@@ -36,7 +36,7 @@ LAWS = 3  # version of a file of laws; another one is computed again
 POOL_POINTS = 400
 # The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
 LARGEST = 500
-LARGEST_TWO_CONVOLUTIONS = 200
+LARGEST_TWO_CONVOLUTIONS = 100
 # of the first of two convolutions, for each training set: a cell's average is over its training sets as well
 DRAWS = 1
 
