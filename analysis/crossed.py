@@ -85,7 +85,7 @@ class CrossRisks:
         quantile = float(special.stdtrit(min(variance**2 / freedom, 1e6), (1 + confidence) / 2)) if freedom else 1.645
         return CrossedEstimate(value, se, value - quantile * se, value + quantile * se, (parts[0], parts[1], parts[2]))
 
-    def terms(self) -> dict[str, Estimate]:
+    def terms(self) -> dict[str, CrossedEstimate]:
         """bias (with noise), data and initialisation variance, interaction, and the risk they add up to."""
         return {name: self.estimate(combination) for name, combination in TERMS.items()}
 

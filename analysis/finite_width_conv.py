@@ -12,7 +12,7 @@ law is that of `ridgescope.theory.blocks.sampled`, from examples. Filters and V 
 to the Gaussian; the mean of the examples is then made the infinite-width kernel exactly. No network is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -97,9 +97,7 @@ class _Channel:
     def __init__(self, network: CNN, points: Tensor) -> None:
         first, self.readout = network.hidden[0], network.readout
         assert isinstance(first, ScaledConv2d)
-        patches = first.weight_scale * Geometry.of(first).patches(points.double().reshape(-1, *network.in_shape))
-        if first.bias_scale:
-            patches = torch.cat([patches, torch.full_like(patches[:, :1], first.bias_scale)], 1)
+        patches = trained_patches(first, points.double().reshape(-1, *network.in_shape))
         self.patches, self.activation, self.pooled = patches, ACTIVATIONS[network.activation].function, network.pooled
         self.spread = torch.full((patches.shape[1],), first.weight_std, dtype=torch.float64)
         if first.bias_scale:
@@ -125,10 +123,23 @@ class _Channel:
 
     def _activate(self, normal: Tensor) -> tuple[Tensor, Tensor]:
         """``phi(z)`` and ``phi'(z)``, (m, s, n)."""
-        z = torch.einsum("mk,nks->msn", normal * self.spread, self.patches).requires_grad_()
-        values = self.activation(z)
-        (slopes,) = torch.autograd.grad(values.sum(), z)
-        return values.detach(), slopes
+        return with_slopes(self.activation, torch.einsum("mk,nks->msn", normal * self.spread, self.patches))
+
+
+def trained_patches(layer: ScaledConv2d, images: Float64[Tensor, "n c h w"]) -> Float64[Tensor, "n k s"]:
+    """What the weights and the bias of a convolution multiply, with their scales."""
+    patches = layer.weight_scale * Geometry.of(layer).patches(images)
+    if not layer.bias_scale:
+        return patches
+    return torch.cat([patches, torch.full_like(patches[:, :1], layer.bias_scale)], 1)
+
+
+def with_slopes(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """``phi(z)`` and ``phi'(z)``; ``z`` is a leaf."""
+    z.requires_grad_()
+    values = function(z)
+    (slopes,) = torch.autograd.grad(values.sum(), z)
+    return values.detach(), slopes
 
 
 def _compressed(rows: Float64[Tensor, "m r q n"], size: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ridgescope.analysis.finite_width_conv import channel_kernel
+from ridgescope.analysis.finite_width_conv import channel_kernel, trained_patches, with_slopes
 from ridgescope.models import CNN, infinite_ntk
 from ridgescope.models.activations import ACTIVATIONS
 from ridgescope.models.layers import ScaledConv2d
@@ -92,9 +92,7 @@ class _First:
         self.second = second
         geometry, self.above = Geometry.of(first), Geometry.of(self.second)
         self.image = geometry.positions(*points.shape[2:])
-        self.patches = first.weight_scale * geometry.patches(points)
-        if first.bias_scale:
-            self.patches = torch.cat([self.patches, torch.full_like(self.patches[:, :1], first.bias_scale)], 1)
+        self.patches = trained_patches(first, points)
         values, self.slopes = self._activate(self._normal(self.width, self.patches.shape[1]), self.patches)
         self.outputs = values.transpose(0, 1).unflatten(2, self.image)  # (n, m, h, w)
 
@@ -135,9 +133,7 @@ class _First:
     def _examples(self) -> Iterator[Float64[Tensor, "m e c k n"]]:
         """What single channels of the second layer bring to the first one's features."""
         network, second, readout = self.network, self.second, self.network.readout
-        patches = second.weight_scale * self.above.patches(self.outputs)
-        if second.bias_scale:
-            patches = torch.cat([patches, torch.full_like(patches[:, :1], second.bias_scale)], 1)
+        patches = trained_patches(second, self.outputs)
         positions, outputs = patches.shape[2], network.num_outputs
         scale = readout.weight_std * readout.weight_scale * (network.width / network.kernel_scale) ** 0.5
         if network.pooled:
@@ -157,7 +153,5 @@ class _First:
 
     def _activate(self, filters: Float64[Tensor, "m k"], patches: Float64[Tensor, "n k s"]) -> tuple[Tensor, Tensor]:
         """``phi(z)`` and ``phi'(z)``, (m, n, s)."""
-        z = torch.einsum("mk,nks->mns", filters, patches).requires_grad_()
-        values = ACTIVATIONS[self.network.activation].function(z)
-        (slopes,) = torch.autograd.grad(values.sum(), z)
-        return values.detach(), slopes
+        z = torch.einsum("mk,nks->mns", filters, patches)
+        return with_slopes(ACTIVATIONS[self.network.activation].function, z)

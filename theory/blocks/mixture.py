@@ -47,15 +47,14 @@ def mixed_law(
     draws. ``test`` is unbiased for any number of draws J >= 1; ``test_bias`` is larger, and ``test_variance`` smaller,
     than with infinitely many by 1/J of the variance between draws. Cost: J times `sampled_law`.
     """
-    size, found = len(kernel.limit.train), []
-    problem = None
-    for draw, given in enumerate(kernel.given):
-        problem = SampledProblem(given, targets, kernel.width, ridge, weights, kernel.limit, TOLERANCE)
-        near = start[draw % len(start)] if start else None
-        found.append(problem.solve(near))
-    if problem is None:
+    if not kernel.given:
+        size = len(kernel.limit.train)
         raise ValueError(f"a mixture of {size} points needs at least one draw of the lower layer, got none")
-    return problem.assembled(_mean(found), eval_targets)
+    problems = [
+        SampledProblem(given, targets, kernel.width, ridge, weights, kernel.limit, TOLERANCE) for given in kernel.given
+    ]
+    found = [problem.solve(start[draw % len(start)] if start else None) for draw, problem in enumerate(problems)]
+    return problems[0].assembled(_mean(found), eval_targets)
 
 
 def _mean(found: Sequence[Averages]) -> Averages:

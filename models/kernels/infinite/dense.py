@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ridgescope.models.kernels.infinite.activated import CODES, PREPARED, activate, compiled
 from ridgescope.models.kernels.infinite.tasks import Task
-from ridgescope.models.kernels.infinite.threads import Team
+from ridgescope.models.kernels.infinite.threads import Workers
 
 SIDE = 128  # inputs of a tile: large enough for the matrix product, small enough for the cache
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def fill(task: Task, team: Team) -> None:
+def fill(task: Task, workers: Workers) -> None:
     activation, prepare = CODES[task.network.activation], PREPARED[task.network.activation]
     left, right = (prepare(torch.stack([q[0] for q in side.variances])).numpy() for side in (task.one, task.two))
     affine = np.array([layer.row() for layer in task.affine])
@@ -28,7 +28,7 @@ def fill(task: Task, team: Team) -> None:
         layers(activation, covariance.numpy(), tangent.numpy(), left, right, p.start, q.start, affine)
         return covariance, tangent
 
-    task.in_tiles(team, SIDE, tile)
+    task.in_tiles(workers, SIDE, tile)
 
 
 @compiled

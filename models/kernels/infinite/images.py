@@ -11,14 +11,14 @@ from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels.infinite.activated import CODES, PREPARED
 from ridgescope.models.kernels.infinite.sweep import sweep
 from ridgescope.models.kernels.infinite.tasks import Inputs, Task
-from ridgescope.models.kernels.infinite.threads import Team
+from ridgescope.models.kernels.infinite.threads import Workers
 
 ROW = 256  # numbers in a row of pixels: far more than its call costs, and few enough for the fastest cache
 STRIP_NUMBERS = 2**20  # sums that are held at once: 16 MB
 PART_NUMBERS = 2**18  # pairs of images and of pixels, in all layers, between two looks at the clock: about 2 ms
 
 
-def fill(task: Task, team: Team) -> None:
+def fill(task: Task, workers: Workers) -> None:
     network = task.network
     assert isinstance(network, CNN)
     data1, data2 = (_data(side, network.activation) for side in (task.one, task.two))
@@ -52,7 +52,7 @@ def fill(task: Task, team: Team) -> None:
         sums = torch.empty(2, height, count, dtype=torch.float64)
         parts = _parts(pairs.shape[1] // lanes * height, size)
         work = partial(units, pairs=pairs, sums=sums)
-        team.for_each(work, parts, of=math.ceil(len(parts) * all_pairs / count))
+        workers.for_each(work, parts, of=math.ceil(len(parts) * all_pairs / count))
         value, passed = sums.sum(1) / contributions
         task.nngp[i, j] = task.affine[-1].covariance(value)
         task.ntk[i, j] = task.affine[-1].tangent_kernel(value, passed)

@@ -7,7 +7,7 @@ Axes: s pixels (1 in an MLP); n, m inputs; k entries of a window of the input.
 """
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
 
@@ -18,7 +18,7 @@ from ridgescope.models.cnn import CNN
 from ridgescope.models.kernels.duals import DUALS
 from ridgescope.models.kernels.infinite.affine import Affine
 from ridgescope.models.kernels.infinite.tasks import Inputs, Task
-from ridgescope.models.kernels.infinite.threads import Team
+from ridgescope.models.kernels.infinite.threads import Workers
 from ridgescope.models.layers import ScaledConv2d
 from ridgescope.models.network import Network
 from ridgescope.models.patches import Geometry
@@ -26,7 +26,7 @@ from ridgescope.models.patches import Geometry
 TILE_NUMBERS = 2**18  # pixels times pairs in a tile: 2 MB an array, so that the recursion runs in cache
 
 
-def fill(task: Task, team: Team) -> None:
+def fill(task: Task, workers: Workers) -> None:
     network, dual, largest = task.network, DUALS[task.network.activation], task.largest()
     windows1 = _windows(network, task.one)
     windows2 = windows1 if task.symmetric else _windows(network, task.two)
@@ -34,13 +34,18 @@ def fill(task: Task, team: Team) -> None:
     if windows1.device.type == "cpu" and network.activation == "tanh":
         compiled().warm_up()
 
+    @lru_cache(maxsize=2)  # tiles come row by row, so that neighbours share it
+    def prepared_rows(start: int, stop: int) -> list[Tensor]:
+        pairs = zip(task.one.variances, largest, strict=True)
+        return [dual.prepare(q1[:, start:stop, None], most) for q1, most in pairs]
+
     def tile(p: slice, q: slice) -> tuple[Tensor, Tensor]:
-        left = [dual.prepare(q1[:, p, None], most) for q1, most in zip(task.one.variances, largest, strict=True)]
+        left = prepared_rows(p.start, p.stop)
         right = [dual.prepare(q2[:, None, q], most) for q2, most in zip(task.two.variances, largest, strict=True)]
         value, passed = recursion(network, task.affine, windows1[:, p], windows2[:, q], left, right)
         return task.affine[-1].covariance(value), task.affine[-1].tangent_kernel(value, passed)
 
-    task.in_tiles(team, max(1, int((TILE_NUMBERS / len(windows1)) ** 0.5)), tile)
+    task.in_tiles(workers, max(1, int((TILE_NUMBERS / len(windows1)) ** 0.5)), tile)
 
 
 def _windows(network: Network, inputs: Inputs) -> Tensor:

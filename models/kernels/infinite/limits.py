@@ -31,7 +31,7 @@ from ridgescope.models.kernels.infinite import layered
 from ridgescope.models.kernels.infinite.affine import Affine, affine_layers
 from ridgescope.models.kernels.infinite.layered import window_mean
 from ridgescope.models.kernels.infinite.tasks import Inputs, Task
-from ridgescope.models.kernels.infinite.threads import Team, one_thread
+from ridgescope.models.kernels.infinite.threads import Workers, one_thread
 from ridgescope.models.mlp import MLP
 from ridgescope.models.network import Network
 
@@ -80,8 +80,8 @@ def infinite_ntk(
         rows, columns = len(one.values), len(two.values)
         nngp, ntk = (torch.empty(rows, columns, dtype=torch.float64, device=x1.device) for _ in range(2))
         on_cpu = x1.device.type == "cpu"
-        team = Team(threads if on_cpu else 1, partial(_require_time, rows, columns, max_hours))
-        _way(network, on_cpu)(Task(network, affine, one, two, nngp, ntk), team)
+        workers = Workers(threads if on_cpu else 1, partial(_require_time, rows, columns, max_hours))
+        _way(network, on_cpu)(Task(network, affine, one, two, nngp, ntk), workers)
     return InfiniteKernels(nngp, ntk)
 
 
@@ -91,12 +91,12 @@ def _supported(model: nn.Module) -> Network:
     return model
 
 
-def _way(network: Network, on_cpu: bool) -> Callable[[Task, Team], None]:
+def _way(network: Network, on_cpu: bool) -> Callable[[Task, Workers], None]:
     if not on_cpu or network.activation == "tanh":
         return layered.fill
     # imported where it is first needed: Numba takes half a second
     name = "images" if isinstance(network, CNN) else "dense"
-    fill: Callable[[Task, Team], None] = import_module(f"ridgescope.models.kernels.infinite.{name}").fill
+    fill: Callable[[Task, Workers], None] = import_module(f"ridgescope.models.kernels.infinite.{name}").fill
     return fill
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.models.kernels.infinite.affine import Affine
-from ridgescope.models.kernels.infinite.threads import Team
+from ridgescope.models.kernels.infinite.threads import Workers
 from ridgescope.models.network import Network
 
 Slices = tuple[slice, slice]
@@ -39,7 +39,7 @@ class Task:
     def symmetric(self) -> bool:
         return self.one is self.two
 
-    def in_tiles(self, team: Team, side: int, work: Callable[[slice, slice], tuple[Tensor, Tensor]]) -> None:
+    def in_tiles(self, workers: Workers, side: int, work: Callable[[slice, slice], tuple[Tensor, Tensor]]) -> None:
         """Both kernels tile by tile, of a symmetric one the tiles above and on the diagonal."""
         rows, columns = self.nngp.shape
         tiles = [
@@ -52,7 +52,7 @@ class Task:
             for kernel, values in zip((self.nngp, self.ntk), work(*tile), strict=True):
                 self._place(kernel, values, *tile)
 
-        team.for_each(place, tiles)
+        workers.for_each(place, tiles)
 
     def _place(self, kernel: Tensor, values: Tensor, p: slice, q: slice) -> None:
         if self.symmetric and p == q:

@@ -29,7 +29,7 @@ def one_thread() -> Iterator[int]:
 
 
 @dataclass
-class Team:
+class Workers:
     """``threads`` that work on equal parts. ``check`` is told the seconds that all of them will take, once."""
 
     threads: int
