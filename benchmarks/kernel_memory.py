@@ -113,7 +113,11 @@ def main() -> None:
     parser.add_argument("--compute", type=Path, default=None)
     arguments = parser.parse_args()
     if arguments.compute is not None:
-        print(json.dumps(compute(arguments.compute, arguments.inputs, arguments.width, arguments.memory[0])))
+        print(
+            json.dumps(compute(arguments.compute, arguments.inputs, arguments.width, arguments.memory[0])), flush=True
+        )
+        if dist.is_initialized():  # gloo's threads hold tensors: at the interpreter's end they may abort it
+            dist.destroy_process_group()
         return
     threads, version = torch.get_num_threads(), platform.python_version()
     print(f"torch {torch.__version__}, Python {version}, {threads} threads, load {os.getloadavg()[0]:.1f}")
