@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 
 from ridgescope.analysis.crossed import TERMS, Combination, CrossRisks, bag, cross_risks, ensemble
+from ridgescope.analysis.resample import Estimate
 from ridgescope.theory import PairRisks, PoolEstimator
 
 ATTRIBUTION_COLUMNS = (
     "run", "data", "model", "width", "P", "ridge", "alpha", "who", "term", "measured", "se", "low", "high", "predicted",
-    "theory", "predicted_width", "deviation", "z", "verdict", "networks", "excluded", "seeds", "draws", "needed",
-    "note",
+    "theory", "predicted_width", "deviation", "z", "verdict", "predicted_sets", "se_sets", "deviation_sets",
+    "verdict_sets", "networks", "excluded", "seeds", "draws", "needed", "note",
 )  # fmt: skip
 
 # the finite-width law's four cross risks in a table of networks, in the order of ``analysis.crossed``
 CROSS_COLUMNS = ("block_pool_test", "block_pool_same_seed", "block_pool_same_draw", "block_pool_neither")
+# the same at the training sets of the cell's own draws
+SETS_COLUMNS = ("block_sets_test", "block_sets_same_seed", "block_sets_same_draw", "block_sets_neither")
 
 
 def theory_cross_risks(prediction: PairRisks, overlap: float) -> Tensor:
@@ -65,6 +68,7 @@ def attribute(
     draws: Sequence[int],
     *,
     predicted: Tensor | None,
+    at_sets: Tensor | None = None,
     tolerance: float = 0.15,
     precision: float = 0.01,
     seed: int = 0,
@@ -72,17 +76,23 @@ def attribute(
     """One row per term, ensemble and bag: measured with its interval, predicted, and a verdict.
 
     ``residuals`` (n, T, C) are f - y of the networks on the same test points, ``predicted`` (4,) the theory's cross
-    risks. holds: the 90 % interval lies within ``tolerance`` of the predicted value; fails: wholly outside;
-    undetermined: anything else, and ``note`` says which design would decide. ``needed`` is the design (seeds x draws)
-    of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
+    risks, ``at_sets`` (4,) those of the law at these draws and test points: its error bar and verdict know no other
+    draws, only other seeds. holds: the 90 % interval lies within ``tolerance`` of the predicted value; fails: wholly
+    outside; undetermined: anything else, and ``note`` says which design would decide. ``needed`` is the design (seeds x
+    draws) of fewest networks with standard errors below ``precision`` times the risk. Raises as ``cross_risks``.
     """
     found = cross_risks(residuals, seeds, draws, generator=torch.Generator().manual_seed(seed))
     needed = _design(found.networks_for(precision))
     rows = []
     for name, combination in quantities(found.num_seeds, found.num_draws).items():
-        theory = math.nan if predicted is None else float(predicted @ torch.tensor(combination, dtype=torch.float64))
-        rows.append(_row(name, found, combination, theory, tolerance) | {"needed": needed})
+        theory, at_these = (_at(risks, combination) for risks in (predicted, at_sets))
+        row = _row(name, found, combination, theory, tolerance) | _at_these(found, combination, at_these, tolerance)
+        rows.append(row | {"needed": needed})
     return rows
+
+
+def _at(risks: Tensor | None, combination: Combination) -> float:
+    return math.nan if risks is None else float(risks @ torch.tensor(combination, dtype=torch.float64))
 
 
 def _design(design: tuple[int, int] | None) -> str:
@@ -91,17 +101,12 @@ def _design(design: tuple[int, int] | None) -> str:
 
 def _row(name: str, found: CrossRisks, combination: Combination, theory: float, tolerance: float) -> dict[str, Any]:
     one = found.estimate(combination)
-    verdict, note = "undetermined", ""
-    allowed = tolerance * theory
+    note, verdict = "", _verdict(one, theory, tolerance)
     if math.isnan(theory):
         note = "no theory for this kernel"
-    elif theory - allowed <= one.low and one.high <= theory + allowed:
-        verdict = "holds"
-    elif one.high < theory - allowed or one.low > theory + allowed:
-        verdict = "fails"
-    else:
+    elif verdict == "undetermined":
         # an error of half the tolerance leaves room for the interval on either side
-        share = allowed / 2 / float(found.values[0])
+        share = tolerance * theory / 2 / float(found.values[0])
         note = "the interval crosses the tolerance"
         if share > 0:
             note += f"; {_design(found.networks_for(share, [combination]))} would decide"
@@ -122,6 +127,28 @@ def _row(name: str, found: CrossRisks, combination: Combination, theory: float, 
     }
 
 
+def _at_these(found: CrossRisks, combination: Combination, theory: float, tolerance: float) -> dict[str, Any]:
+    """The law at the very draws and test points of the design, where only the seeds are random."""
+    if math.isnan(theory):
+        return {}
+    one = found.estimate(combination).at_these
+    return {
+        "predicted_sets": theory,
+        "se_sets": one.se,
+        "deviation_sets": one.value / theory - 1 if theory > 0 else math.nan,
+        "verdict_sets": _verdict(one, theory, tolerance),
+    }
+
+
+def _verdict(one: Estimate, theory: float, tolerance: float) -> str:
+    allowed = tolerance * theory
+    if theory - allowed <= one.low and one.high <= theory + allowed:
+        return "holds"
+    if one.high < theory - allowed or one.low > theory + allowed:
+        return "fails"
+    return "undetermined"
+
+
 def attribute_cell(
     rows: pd.DataFrame,
     predictions: Mapping[str, Tensor],
@@ -136,11 +163,12 @@ def attribute_cell(
     ``rows`` are the cell's rows of ``networks`` in the order of ``predictions`` ("network", "kernel": (E, T, C), on the
     test points with ``targets`` (T, C)). Networks that did not reach their optimum are left out and counted, as are
     kernels that cannot carry the ridge. ``predicted`` is of the law in ``CROSS_COLUMNS``, where it is known, else of
-    the theory at N_eff, which ``predicted_width`` always is; ``theory`` says which.
+    the theory at N_eff, which ``predicted_width`` always is; ``theory`` says which. ``predicted_sets``: of the law in
+    ``SETS_COLUMNS``, for these training sets and no others.
     """
     table: list[dict[str, Any]] = []
     for ridge, part in rows.groupby("ridge", sort=True):
-        at_width, predicted = None, _law(part)
+        at_width, predicted, at_sets = None, _law(part, CROSS_COLUMNS), _law(part, SETS_COLUMNS)
         inverse = part["inverse_width"].mean()
         if estimator is not None and inverse == inverse:
             at_width = predicted_cross_risks(estimator, int(part["P"].iloc[0]), float(ridge), float(inverse))  # type: ignore[arg-type]
@@ -153,7 +181,9 @@ def attribute_cell(
             residuals = predictions[who][kept["member"].tolist()] - targets
             labels = (kept["seed"].tolist(), kept["draw"].tolist())
             try:
-                found = attribute(residuals, *labels, predicted=predicted, tolerance=tolerance, precision=precision)
+                found = attribute(
+                    residuals, *labels, predicted=predicted, at_sets=at_sets, tolerance=tolerance, precision=precision
+                )
             except ValueError as error:
                 nothing = {"term": "risk", "verdict": "undetermined", "note": str(error), "networks": len(kept)}
                 found = [nothing]
@@ -161,9 +191,9 @@ def attribute_cell(
     return table
 
 
-def _law(rows: pd.DataFrame) -> Tensor | None:
-    """The finite-width law's cross risks, which are the same for all networks of a cell; None where it has none."""
-    values = rows.reindex(columns=list(CROSS_COLUMNS)).iloc[0].astype("float64")
+def _law(rows: pd.DataFrame, columns: Sequence[str]) -> Tensor | None:
+    """A law's cross risks, which are the same for all networks of a cell; None where it has none."""
+    values = rows.reindex(columns=list(columns)).iloc[0].astype("float64")
     return None if values.isna().any() else torch.tensor(values.to_numpy(), dtype=torch.float64)
 
 
@@ -171,6 +201,6 @@ def _beside(row: Mapping[str, Any], theory: str, at_width: Tensor | None) -> dic
     """Which theory ``predicted`` is of, and the same term with N_eff independent features."""
     if "seeds" not in row:  # a design that could not be split
         return {}
-    combination = torch.tensor(quantities(row["seeds"], row["draws"])[row["term"]], dtype=torch.float64)
-    width = math.nan if at_width is None else float(at_width @ combination)
-    return {"theory": theory if row["predicted"] == row["predicted"] else "", "predicted_width": width}
+    combination = quantities(row["seeds"], row["draws"])[row["term"]]
+    named = theory if row["predicted"] == row["predicted"] else ""
+    return {"theory": named, "predicted_width": _at(at_width, combination)}

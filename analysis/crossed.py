@@ -52,6 +52,7 @@ class CrossedEstimate(Estimate):
     """An `Estimate` with the ``parts`` of its squared error: from seeds, draws and test points."""
 
     parts: tuple[float, float, float]
+    at_these: Estimate  # of these draws and test points and no others: only the seeds are random
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ class CrossRisks:
         variance = sum(parts)
         se = math.sqrt(variance)
         quantile = float(special.stdtrit(min(variance**2 / freedom, 1e6), (1 + confidence) / 2)) if freedom else 1.645
-        return CrossedEstimate(value, se, value - quantile * se, value + quantile * se, (parts[0], parts[1], parts[2]))
+        of_seeds = math.sqrt(parts[0])
+        half = float(special.stdtrit(self.num_seeds - 1, (1 + confidence) / 2)) * of_seeds
+        at_these = Estimate(value, of_seeds, value - half, value + half)
+        whole = value, se, value - quantile * se, value + quantile * se
+        return CrossedEstimate(*whole, (parts[0], parts[1], parts[2]), at_these)
 
     def terms(self) -> dict[str, CrossedEstimate]:
         """bias (with noise), data and initialisation variance, interaction, and the risk they add up to."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ridgescope.analysis.attribution import CROSS_COLUMNS, attribute
+from ridgescope.analysis.attribution import CROSS_COLUMNS, SETS_COLUMNS, attribute
 from ridgescope.analysis.crossed import TERMS
 from ridgescope.analysis.finite_width import finite_width_law, law_kernel, law_of
 from ridgescope.analysis.laws import LAW_COLUMNS, BlockLaws
@@ -51,6 +51,7 @@ def test_each_draw_gets_the_law_at_its_training_set(data, estimator):
     # one number for all draws, near the mean of the draws' own: 8 training sets of 30 points
     average = table["block_pool_test"].groupby("ridge").agg(["min", "max"])
     assert (average["min"] == average["max"]).all()
+    assert table[list(SETS_COLUMNS)].isna().all(axis=None)  # no crossed design
     own = table["block_test"].groupby("ridge").agg(["mean", "sem"])
     assert ((own["mean"] - average["min"]).abs() < 4 * own["sem"] + 0.03 * own["mean"]).all()
 
@@ -113,7 +114,9 @@ def test_a_ridgeless_cell_has_no_law(data, estimator):
 
 def test_every_term_of_the_risk_is_the_laws(data, estimator):
     """Kernels of 8 networks of 16 neurons, each on 8 training sets; the law knows neither."""
-    table = BlockLaws().of_cell(cell(16), data, estimator).set_index(["ridge", "draw"])
+    crossed = cell(16)
+    crossed.config["design"] = "crossed"
+    table = BlockLaws().of_cell(crossed, data, estimator).set_index(["ridge", "draw"])
     pool, test = data.pool_inputs, data.test_inputs
     residuals, seeds, draws = [], [], []
     for seed in range(8):
@@ -124,9 +127,18 @@ def test_every_term_of_the_risk_is_the_laws(data, estimator):
             residuals.append(gram[len(pool) :][:, train] @ fit.dual - data.test_targets)
             seeds.append(seed)
             draws.append(draw)
-    law = torch.tensor(table.loc[(1e-2, 0), list(CROSS_COLUMNS)].to_numpy("float64"))
-    rows = {row["term"]: row for row in attribute(torch.stack(residuals), seeds, draws, predicted=law)}
+    law, at_sets = (
+        torch.tensor(table.loc[(1e-2, 0), list(columns)].to_numpy("float64"))
+        for columns in (CROSS_COLUMNS, SETS_COLUMNS)
+    )
+    found = attribute(torch.stack(residuals), seeds, draws, predicted=law, at_sets=at_sets)
+    rows = {row["term"]: row for row in found}
     for term in TERMS:
-        assert abs(rows[term]["z"]) < 2.5 or abs(rows[term]["deviation"]) < 0.15, rows[term]
+        row = rows[term]
+        assert abs(row["z"]) < 2.5 or abs(row["deviation"]) < 0.15, row
+        # the luck of the draws is in the law at these sets, and no part of its error
+        assert abs(row["measured"] - row["predicted_sets"]) < 2.5 * row["se_sets"], row
+    for term in ("bias", "data variance", "risk"):
+        assert rows[term]["se_sets"] < 0.5 * rows[term]["se"], rows[term]
     of_width = rows["initialisation variance"]["predicted"] + rows["interaction"]["predicted"]
     assert of_width > 0.15 * rows["risk"]["predicted"]  # or finite width would not matter

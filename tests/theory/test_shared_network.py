@@ -42,8 +42,8 @@ def test_equal_sets_are_the_block_law(problem):
     some, gates = (point_kernel(matrix[index][:, index], P) for matrix in (gram, gate))
     alone = BlockKernel([activation_family(some), gradient_family(gates, some, squared_readout())])
     law = block_law(alone, y[:P], y[-T:], width=WIDTH, ridge=RIDGE)
-    torch.testing.assert_close(found.covariance, law.variance_points, rtol=1e-7, atol=0.0)
-    torch.testing.assert_close(found.first, law.predictor, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.covariance(0, 1), law.variance_points, rtol=1e-7, atol=0.0)
+    torch.testing.assert_close(found.predictors[0], law.predictor, rtol=1e-8, atol=1e-10)
 
 
 def test_two_sets_covary_as_drawn_blocks_do(problem, generator):
@@ -71,6 +71,6 @@ def test_two_sets_covary_as_drawn_blocks_do(problem, generator):
     products = (off[:, 0] * off[:, 1]).mean(1)
     own = off.square().mean((0, 2))
     # Gram matrices of single blocks fluctuate on so few points: the law's own variances are 3 to 10 % off here
-    expected = float(found.covariance.mean())
+    expected = float(found.covariance(0, 1).mean())
     assert float(products.mean()) == pytest.approx(expected, rel=0.1, abs=4 * float(products.std()) / 1500**0.5)
     assert expected < 0.8 * float(own.mean())  # or the sets would not matter

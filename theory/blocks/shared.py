@@ -1,4 +1,4 @@
-"""Two training sets, one network: the covariance over initialisations of both predictors.
+"""Several training sets, one network: the covariance over initialisations of its predictors on any two.
 
 At one training set the variance over networks is ``(1/N) u^T Psi u`` (`ridgescope.theory.blocks.law`). The same
 blocks seen through two training sets A and B, with resolvents G_A and G_B, polarise every step of it:
@@ -12,7 +12,7 @@ interaction. Letters: P points of A, S points of B, T evaluation points, C outpu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float64
@@ -28,12 +28,32 @@ TOLERANCE = 1e-9  # change of eta in one iteration, relative
 
 @dataclass(frozen=True)
 class SharedNetwork:
-    """Means over networks, at T evaluation points: both predictors (T, C), and their covariance (T,), summed over
-    outputs."""
+    """One random network, regressed on S training sets of its own. ``predictors`` (S, T, C) are means over networks."""
 
-    first: Float64[Tensor, "t c"]
-    second: Float64[Tensor, "t c"]
-    covariance: Float64[Tensor, " t"]
+    predictors: Float64[Tensor, "s t c"]
+    families: Sequence[BlockFamily] = field(repr=False)
+    sides: "Sequence[_Side]" = field(repr=False)
+    width: Float64[Tensor, ""] = field(repr=False)
+
+    def covariance(self, a: int, b: int) -> Float64[Tensor, " t"]:
+        """Over networks, of the predictors on two of the sets, summed over outputs; their variance where both are the
+        same. Cost: some ten to a hundred products of the size of one iteration of the fixed point.
+
+        Raises ``RuntimeError`` where its iteration does not settle.
+        """
+        one, second = self.sides[a], self.sides[b]
+        eta = _field(self.families, one, second, self.width)
+        covariance = torch.zeros(self.predictors.shape[1], dtype=torch.float64)
+        for family, weight in zip(self.families, eta, strict=True):
+            near, far = family.features[one.index], family.features[second.index]
+            seen = family.features_eval @ weight
+            gates = family.gate.train[one.index][:, second.index]
+            covariance += family.gate.own * (seen * family.features_eval).sum(1)
+            covariance -= (second.reach * family.gate.cross[:, second.index] * (seen @ far.T)).sum(1)
+            back = family.features_eval @ (near @ weight).T
+            covariance -= (one.reach * family.gate.cross[:, one.index] * back).sum(1)
+            covariance += ((one.reach @ (gates * (near @ weight @ far.T))) * second.reach).sum(1)
+        return covariance / self.width
 
 
 def shared_network(
@@ -44,28 +64,17 @@ def shared_network(
     width: Real,
     ridge: Real,
 ) -> SharedNetwork:
-    """Regression on two training sets with the same random kernel.
+    """Regression on several training sets with the same random kernel.
 
-    ``kernel`` and ``targets`` are of the union of both sets and the evaluation points; ``sets`` are two index tensors
-    into the union, which may overlap. With equal sets the covariance is the variance of `block_law`. Cost: two fixed
-    points, and some ten to a hundred products of the size of one of their iterations.
+    ``kernel`` and ``targets`` are of the union of the sets and the evaluation points; ``sets`` are index tensors into
+    the union, which may overlap. The variance on one set is that of `block_law`. Cost: a fixed point for each set.
 
-    Raises ``ValueError`` as `block_law`, ``RuntimeError`` where the iteration does not settle.
+    Raises ``ValueError`` and ``RuntimeError`` as `block_law`.
     """
     require_distinct(kernel.limit().train)
     width = checked_width(width)
-    one, other = (_Side(kernel, targets, index, width, ridge) for index in sets)
-    eta = _field(kernel.families, one, other, width)
-    covariance = torch.zeros(kernel.sizes[1], dtype=torch.float64)
-    for family, weight in zip(kernel.families, eta, strict=True):
-        near, far = family.features[one.index], family.features[other.index]
-        seen = family.features_eval @ weight
-        gates = family.gate.train[one.index][:, other.index]
-        covariance += family.gate.own * (seen * family.features_eval).sum(1)
-        covariance -= (other.reach * family.gate.cross[:, other.index] * (seen @ far.T)).sum(1)
-        covariance -= (one.reach * family.gate.cross[:, one.index] * (family.features_eval @ (near @ weight).T)).sum(1)
-        covariance += ((one.reach @ (gates * (near @ weight @ far.T))) * other.reach).sum(1)
-    return SharedNetwork(one.predictor, other.predictor, covariance / width)
+    sides = [_Side(kernel, targets, index, width, ridge) for index in sets]
+    return SharedNetwork(torch.stack([side.predictor for side in sides]), kernel.families, sides, width)
 
 
 class _Side:
