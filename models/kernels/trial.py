@@ -24,28 +24,40 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A gradient along four directions on each side, orthogonal to nothing in particular: one that agrees along them
+    is equal."""
+
+    left: Tensor  # (o, 4)
+    right: Tensor  # (k, 4)
+    gradient: Tensor  # (4, 4)
+
+
+@dataclass(frozen=True)
 class Reference:
-    """Autograd's gradient of a fixed mixture of the first input's outputs, seen along four directions on each side."""
+    """Autograd's gradient of a fixed mixture of the first input's outputs, in each layer."""
 
     values: Tensor  # what the network returned for the first input, (1, all its outputs)
     mixture: Tensor  # (c,) weights of the outputs asked for
-    gradients: Mapping[str, Tensor]  # layer -> (4, 4)
+    gradients: Mapping[str, Seen]
 
     def meets(self, name: str, gradient: Tensor) -> bool:
         """Whether a layer's gradient of the mixture (o, k) is autograd's.
 
         It is not where the weight is read elsewhere too, or where the batch axis is folded or reordered.
         """
-        return self._agrees(name, _generic(gradient.T, 0).T @ gradient @ _generic(gradient, 1))
+        seen = self.gradients[name]
+        return _agrees(seen.left.T @ gradient @ seen.right, seen.gradient)
 
     def meets_product(self, name: str, d: Tensor, a: Tensor) -> bool:
         """The same of ``sum_s d(s) (x) a(s)``, from (s, o) and (s, k)."""
-        return self._agrees(name, (d @ _generic(d, 0)).T @ (a @ _generic(a, 1)))
+        seen = self.gradients[name]
+        return _agrees((d @ seen.left).T @ (a @ seen.right), seen.gradient)
 
-    def _agrees(self, name: str, built: Tensor) -> bool:
-        true = self.gradients[name]
-        tolerance = torch.finfo(true.dtype).eps ** 0.5  # far above rounding, far below any structural mistake
-        return bool((built - true).norm() <= tolerance * true.norm())
+
+def _agrees(built: Tensor, true: Tensor) -> bool:
+    tolerance = torch.finfo(true.dtype).eps ** 0.5  # far above rounding, far below any structural mistake
+    return bool((built - true).norm() <= tolerance * true.norm())
 
 
 @dataclass(frozen=True)
@@ -83,12 +95,9 @@ def try_network(
     mixture = torch.cos(torch.arange(len(rows), dtype=values.dtype, device=values.device))  # none cancels another
     gradients = torch.autograd.grad(values[0, rows] @ mixture, list(leaves.values()), materialize_grads=True)
     true = dict(zip(leaves, gradients, strict=True))
-    projected = {}
-    for name, layer in layers.items():
-        gradient = _stacked(layer, name, true)
-        projected[name] = _generic(gradient.T, 0).T @ gradient @ _generic(gradient, 1)
+    seen = {name: _see(_stacked(layer, name, true)) for name, layer in layers.items()}
     in_place = any(use.passed_on._version > 0 for calls in uses.values() for use in calls)
-    return Trial(rows, values, uses, in_place, activations, Reference(values.detach(), mixture, projected))
+    return Trial(rows, values, uses, in_place, activations, Reference(values.detach(), mixture, seen))
 
 
 def _activations(leaves: Mapping[str, Tensor], point: Tensor, kept: Iterable[Tensor]) -> Activations:
@@ -118,10 +127,11 @@ def _depends(tensor: Tensor, point: Tensor) -> bool:
     return False
 
 
-def _generic(matrix: Tensor, axis: int) -> Tensor:
-    """Four directions (entries, 4), orthogonal to nothing in particular: gradients that agree along them are equal."""
-    generator = torch.Generator().manual_seed(axis)
-    return torch.randn(matrix.shape[1], 4, generator=generator, dtype=torch.float64).to(matrix)
+def _see(gradient: Tensor) -> Seen:
+    generator = torch.Generator().manual_seed(0)
+    # in single precision, which is drawn four times as fast
+    left, right = (torch.randn(size, 4, generator=generator).to(gradient) for size in gradient.shape)
+    return Seen(left, right, left.T @ gradient @ right)
 
 
 def _stacked(layer: Supported, name: str, gradients: Mapping[str, Tensor]) -> Tensor:
