@@ -1,8 +1,9 @@
-"""Where a readout sees each channel of the last convolution apart from the others, outputs share their cotangents.
+"""Where a readout sees each channel of the last layer apart from the others, outputs share their cotangents.
 
 With features ``h[n,o]`` that depend on the image ``z[n,o]`` of channel o alone, as a pooled readout's do,
 ``d out_c / d z[n,s,o] = w[c,o] psi[n,s,o]`` with the readout's weights w: the positions' sum that makes a gradient is
-needed once and not for every output.
+needed once and not for every output. Of a dense layer, whose z[n,o] is a number, the trace form needs one product of
+``sqrt(sum_c w[c,o]^2) psi[n,o]`` where it has C otherwise.
 """
 
 import torch
@@ -15,15 +16,15 @@ ROUNDING = 100  # times eps: a few steps from the image to its features
 
 
 def common_cotangents(plan: Plan, uses: Uses) -> Tensor | None:
-    """``psi`` (n, o, *image) of the last convolution for this batch, None where channels mix.
+    """``psi`` (n, o, *image) of the last layer for this batch, None where channels mix.
 
     The features' sum with weights of one goes back as psi, with generic weights r as ``r psi`` if and, but for a set of
     r of measure zero, only if no feature depends on another's channel.
     """
     if plan.pooled is None:
         return None
-    (convolution,), readout = uses[plan.pooled.convolution], uses[plan.pooled.readout][0]
-    image, features = convolution.output, readout.entered
+    (last,), readout = uses[plan.pooled.last], uses[plan.pooled.readout][0]
+    image, features = last.output, readout.entered
     if features.ndim != 2 or not features.requires_grad:
         return None
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial, prefers_spatial
 
 FEWEST = 128  # rows of a matrix product that is fast
 TILE = 512  # most rows of one matrix product: 2 MB in float64, which stays in cache until it is added to K
@@ -29,6 +29,13 @@ def add_factor(kernel: Tensor, left: Factor, right: Factor, *, symmetric: bool, 
         square = right is left
         left = left.explicit() if isinstance(left, Common) else left
         right = left if square else right.explicit() if isinstance(right, Common) else right
+    if isinstance(left, Scaled) and isinstance(right, Scaled):
+        squares = left.weights.square().sum(0)
+        left = Gated(left.inputs, (squares * left.cotangents)[None])
+        right = Gated(right.inputs, right.cotangents[None])
+    else:
+        left = left.gated() if isinstance(left, Scaled) else left
+        right = right.gated() if isinstance(right, Scaled) else right
     if isinstance(left, Diagonal) and isinstance(right, Diagonal):
         for p, q in _squares(kernel, symmetric):
             shared = left.inputs[p] @ right.inputs[q].T
@@ -151,6 +158,7 @@ def diagonal_of(factor: Factor, num_outputs: int, memory: int | float) -> Tensor
         return factor.gradients.square().sum(2)
     if isinstance(factor, Common):
         return factor.weights.square() @ factor.gradients.square().sum(2).T
+    assert not isinstance(factor, Scaled)  # of the trace form
     outputs, inputs, positions, fan_out = factor.cotangents.shape
     numbers = outputs * inputs * (factor.inputs.shape[2] + positions)
     channels = max(1, int(min(memory, CHUNK) / (numbers * factor.inputs.element_size())))

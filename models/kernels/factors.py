@@ -10,7 +10,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from ridgescope.models.kernels.channels import common_cotangents, readout_weights
 from ridgescope.models.kernels.checks import require_uncoupled
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial, cut, expanded
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial, cut, expanded
 from ridgescope.models.kernels.layers import (
     Use,
     Uses,
@@ -49,7 +49,7 @@ def layer_factors(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
 
 
 def _structured(plan: Plan, x: Tensor, chunk: int, *, check: bool) -> list[Factor]:
-    pooled = plan.pooled.convolution if plan.pooled is not None else None
+    pooled = plan.pooled.last if plan.pooled is not None else None
     kept = {name: _Store(layer, plan, x, pooled=name == pooled) for name, layer in plan.layers.items()}
     for start in range(0, len(x) if kept or check else 0, chunk):
         rows = slice(start, min(start + chunk, len(x)))
@@ -68,7 +68,7 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice, *, c
     wanted = [name for name, layer in plan.layers.items() if layer.form is not Diagonal]
     common = common_cotangents(plan, uses)
     if plan.pooled is not None and common is not None:
-        name = plan.pooled.convolution
+        name = plan.pooled.last
         kept[name].put_common(rows, readout_weights(plan), uses[name], common)
         wanted.remove(name)
     flat = [use for name in wanted for use in uses[name]]
@@ -87,10 +87,14 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice, *, c
 def _meets(plan: Plan, name: str, store: "_Store") -> bool:
     """Whether what is kept of the first input makes the reference's gradient."""
     mixture, reference = plan.reference.mixture, plan.reference
-    first, size = cut(store.factor(), slice(0, 1)), (store.layer.fan_out, store.layer.fan_in)
-    if isinstance(first, Common):
-        weights = mixture @ first.weights.to(mixture)
-        return reference.meets(name, weights[:, None] * first.gradients[0].to(mixture))
+    size = (store.layer.fan_out, store.layer.fan_in)
+    if store.in_common:
+        psi = (mixture @ store.weights.to(mixture))[:, None] * store.common[0].to(mixture)
+        if store.layer.form is Explicit:
+            return reference.meets(name, psi)
+        return reference.meets_product(name, psi.T, store.inputs[0].to(mixture))
+    first = cut(store.factor(), slice(0, 1))
+    assert not isinstance(first, Common | Scaled)
     if isinstance(first, Explicit):
         return reference.meets(name, (mixture @ first.gradients.to(mixture).view(len(mixture), -1)).view(size))
     inputs = first.inputs.to(mixture).view(-1, size[1])
@@ -142,9 +146,10 @@ class _Store:
         lead = (len(x), *shape[:-1], self.num_outputs, shape[-1])
         full = (self.num_outputs, len(x), *shape)
         self._outer = partial(torch.empty, lead if self.trace else full, dtype=dtype, device=device)
-        self._common = partial(torch.empty, (len(x), o, k), dtype=dtype, device=device)
-        self._weights = torch.empty(0)  # of `Common`
-        self._in_common: list[slice] = []
+        entries = k if layer.form is Explicit else 1
+        self._common = partial(torch.empty, (len(x), o, entries), dtype=dtype, device=device)
+        self.weights = torch.empty(0)  # (c, o), of what is in common
+        self.in_common: list[slice] = []
         if pooled:  # at once, or what is kept would lie between arrays that come and go, whose space is then lost
             self.common  # noqa: B018
         elif layer.form is not Diagonal:
@@ -160,9 +165,12 @@ class _Store:
 
     def put_common(self, rows: slice, weights: Tensor, uses: list[Use], psi: Tensor) -> None:
         """As `put`, for all outputs: w[c] psi."""
-        self._weights = weights.to(self.common)
-        self._in_common.append(rows)
-        put_gradients(self.common[None, rows], uses, [psi[None]])
+        self.weights = weights.to(self.common)
+        self.in_common.append(rows)
+        if self.layer.form is Explicit:
+            put_gradients(self.common[None, rows], uses, [psi[None]])
+        else:
+            self.common[rows, :, 0] = psi
 
     def put(self, rows: slice, outputs: slice, uses: list[Use], gradients: list[Tensor]) -> None:
         """``gradients`` (c, n, ...) of these outputs and inputs."""
@@ -175,11 +183,13 @@ class _Store:
     def factor(self) -> Factor:
         if self.layer.form is Diagonal:
             return Diagonal(self.inputs[:, 0], self.num_outputs if self.trace else 1)
-        if self._in_common and "outer" not in vars(self):
-            return Common(self.common, self._weights, self.trace)
+        if self.in_common and "outer" not in vars(self):
+            if self.layer.form is Explicit:
+                return Common(self.common, self.weights, self.trace)
+            return Scaled(self.inputs[:, 0], self.common[:, :, 0], self.weights)
         outer = self.outer.flatten(-2)[None] if self.trace else self.outer
-        for rows in self._in_common:  # other batches' channels mix
-            outer[:, rows] = expanded(self.common[rows], self._weights, self.trace)
+        for rows in self.in_common:  # other batches' channels mix
+            outer[:, rows] = expanded(self.common[rows], self.weights, self.trace).view_as(outer[:, rows])
         if self.layer.form is Explicit:
             return Explicit(outer)
         if self.layer.form is Gated:

@@ -5,6 +5,7 @@ in the trace form, where the outputs are merged into o):
     Diagonal   the readout, whose d[c] is the c-th unit vector: K[c,p;c,q] += a[p].a[q]
     Explicit   the gradients themselves, K[c,p;e,q] += g[c,p].g[e,q]
     Common     gradients that differ between outputs by one factor for each channel: g[c,p] = w[c,o] g[p]
+    Scaled     in the trace form, one position whose d differ so: K[p;q] += (sum_co w[c,o]^2 d[p,o] d[q,o]) (a[p].a[q])
     Spatial    several positions, kept as (a, d) because the gradients would be larger
 """
 
@@ -41,12 +42,22 @@ class Common:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    inputs: Tensor  # (n, k)
+    cotangents: Tensor  # (n, o)
+    weights: Tensor  # (outputs, o)
+
+    def gated(self) -> Gated:
+        return Gated(self.inputs, expanded(self.cotangents[:, :, None], self.weights, trace=True))
+
+
+@dataclass(frozen=True)
 class Spatial:
     inputs: Tensor  # (n, s, k)
     cotangents: Tensor  # (c, n, s, o)
 
 
-Factor = Gated | Diagonal | Explicit | Common | Spatial
+Factor = Gated | Diagonal | Explicit | Common | Scaled | Spatial
 
 
 def expanded(gradients: Tensor, weights: Tensor, trace: bool) -> Tensor:
@@ -64,6 +75,8 @@ def cut(factor: Factor, rows: slice) -> Factor:
         return Explicit(factor.gradients[:, rows])
     if isinstance(factor, Common):
         return Common(factor.gradients[rows], factor.weights, factor.trace)
+    if isinstance(factor, Scaled):
+        return Scaled(factor.inputs[rows], factor.cotangents[rows], factor.weights)
     return type(factor)(factor.inputs[rows], factor.cotangents[:, rows])
 
 

@@ -124,29 +124,31 @@ class Plan:
         """The same with these layers left to their exact Jacobian."""
         layers = {name: layer for name, layer in self.layers.items() if name not in names}
         rest = _rest(self.model, [layer.layer for layer in layers.values()], self.chosen)
-        return replace(self, layers=layers, rest=rest, pooled=_pooled(layers))
+        return replace(self, layers=layers, rest=rest, pooled=_pooled(layers, self.trace))
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The last convolution and a readout of as many features: perhaps each is a mean over that channel alone, which
-    every batch is asked (`channels.common_cotangents`)."""
+    """The last layer and a readout of as many features: perhaps each sees that channel alone, which every batch is
+    asked (`channels.common_cotangents`)."""
 
-    convolution: str
+    last: str
     readout: str
 
 
-def _pooled(layers: Mapping[str, LayerPlan]) -> Pooled | None:
+def _pooled(layers: Mapping[str, LayerPlan], trace: bool) -> Pooled | None:
     readout = next((name for name, layer in layers.items() if layer.form is Diagonal), None)
     if readout is None or layers[readout].fan_out == 1:
         return None
     features = layers[readout].layer.weight.shape[1]
-    last = [
-        name
-        for name, layer in layers.items()
-        if isinstance(layer.layer, nn.Conv2d) and layer.form is Explicit and layer.uses == 1
-    ][-1:]
-    return Pooled(last[0], readout) if last and layers[last[0]].fan_out == features else None
+    shares = [name for name, layer in layers.items() if layer.uses == 1 and _shares(layer, trace)][-1:]
+    return Pooled(shares[0], readout) if shares and layers[shares[0]].fan_out == features else None
+
+
+def _shares(layer: LayerPlan, trace: bool) -> bool:
+    """Whether outputs that share a layer's cotangents spare work: a dense layer's full kernel has a product for each
+    pair of outputs in any case."""
+    return (layer.form is Gated and trace) or (layer.form is Explicit and isinstance(layer.layer, nn.Conv2d))
 
 
 def make_plan(
@@ -187,7 +189,7 @@ def make_plan(
         dtype or next(iter(params.values())).dtype,
         trial.activations,
         trial.reference,
-        _pooled(plans),
+        _pooled(plans, trace),
         trial.in_place,
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ridgescope.models.kernels.checks import Parameters, checked_parameters
 from ridgescope.models.kernels.factors import layer_factors, settle
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Spatial
+from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial
 from ridgescope.models.kernels.memory import budget
 from ridgescope.models.kernels.plan import Plan, make_plan
 
@@ -108,6 +108,7 @@ def _pull(factor: Factor, v: Tensor) -> Tensor:
         return v.reshape(c * n, b).T @ factor.gradients.flatten(0, 1)
     if isinstance(factor, Diagonal):
         return v.permute(2, 0, 1).reshape(b * c, n) @ factor.inputs
+    assert not isinstance(factor, Scaled)  # of the trace form
     a, d = _positions(factor)
     total = a.new_zeros(b * d.shape[3], a.shape[2])
     for rows in _slices(n, b * a.shape[1] * d.shape[3]):
@@ -127,6 +128,7 @@ def _push(factor: Factor, direction: Tensor, num_outputs: int) -> Tensor:
         return factor.gradients @ direction.T
     if isinstance(factor, Diagonal):
         return (factor.inputs @ direction.T).unflatten(1, (-1, num_outputs)).permute(2, 0, 1)
+    assert not isinstance(factor, Scaled)
     a, d = _positions(factor)
     c, n, s, o = d.shape
     b = len(direction) // o

@@ -491,6 +491,32 @@ def test_channels_that_mix_in_some_batches_only(monkeypatch, inputs, ntk_oracle,
     torch.testing.assert_close(ntk_diagonal(model, None, x), oracle.diagonal())
 
 
+class DenseGate(nn.Module):
+    """Each feature is a function of one neuron, but of inputs whose first number is positive of another neuron too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return self.last(h + (x[:, :1] > 0) * h.roll(1, 1))
+
+
+@pytest.mark.parametrize("mixing", [[], [8], [0], range(9)])
+def test_neurons_that_mix_in_some_batches_only(monkeypatch, inputs, ntk_oracle, mixing):
+    model, x, y = drawn(DenseGate, torch.float64), inputs(9, 64), inputs(5, 64)
+    x[:, 0], y[:, 0] = -1, -1
+    x[list(mixing), 0] = 1
+    monkeypatch.setattr(plan, "PASS_BYTES", 1)  # batches of five and four
+    assert_equals_oracle(model, x, y, ntk_oracle, 3)
+    made = make_plan(model, checked_parameters(model, None, x), x, None, trace=True)
+    settled, factors = settle(made, x, lambda _: (9, 5))
+    assert settled.rest == {}
+    forms = [type(factor).__name__ for factor in factors]
+    assert forms == ["Gated", "Gated" if mixing else "Scaled", "Diagonal"]
+
+
 class Opaque(torch.autograd.Function):
     """A backward pass through NumPy, which cannot take several outputs at once."""
 
@@ -522,9 +548,10 @@ def test_a_backward_pass_that_takes_one_output_at_a_time(inputs):
 
 def test_factors_have_the_same_bits_with_and_without_the_check(generator, inputs):
     pooled = CNN((1, 8, 8), 3, width=6, depth=3, readout="pool", generator=generator)
+    dense = MLP((64,), 3, width=6, depth=2, generator=generator)
     x = inputs(7, 64)
-    for model in (pooled, drawn(Residual, torch.float64)):
-        made = make_plan(model, checked_parameters(model, None, x), x, None, trace=False)
+    for model, trace in ((pooled, False), (dense, True), (drawn(Residual, torch.float64), False)):
+        made = make_plan(model, checked_parameters(model, None, x), x, None, trace=trace)
         settled, checked = settle(made, x, lambda _: (7, 3))
         for one, other in zip(checked, layer_factors(settled, x, 3), strict=True):
             for name in {"inputs", "cotangents", "gradients"} & set(vars(one)):
