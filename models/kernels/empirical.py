@@ -69,8 +69,9 @@ def empirical_ntk(
     Cost: C backward passes per input, then per pair of inputs C^2 o products for a dense layer of o neurons
     (k for the readout of k features), for a convolution with s pixels and fan-in k the least of C^2 o k and
     s^2 k + s^2 C o + C^2 s o (for the last one before a pooled readout o k + C^2 o); half of that for x2=None. The
-    trace form has C in place of C^2. Where the layers' factors of all inputs do not fit the memory, inputs pass
-    through the network more than once. More than 10 seconds are announced on stderr.
+    trace form has C in place of C^2, and 1 for a dense layer before the readout. Where the layers' factors of all
+    inputs do not fit the memory, inputs pass through the network more than once. More than 10 seconds are announced on
+    stderr.
 
     Raises ``ValueError`` for NaN weights, mixed dtypes or devices, dropout or BatchNorm in training mode,
     outputs that are not ``(n, C)``, a kernel that fits neither ``memory`` nor the disk, and a ``path`` that
