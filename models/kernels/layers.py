@@ -88,8 +88,8 @@ def recorded(layers: Mapping[str, Supported], *, copies: bool) -> Iterator[Uses]
         use = Use(layer, x)
         if layer.weight.requires_grad:
             use.output = type(layer).forward(layer, x)  # type: ignore[arg-type]
-        elif isinstance(layer, nn.Conv2d) and x.dtype == torch.float64 and x.device.type == "cpu":
-            use.output = _convolve(layer, x, use.inputs)  # torch convolves quickly in single precision only
+        elif isinstance(layer, nn.Conv2d) and runs_from_patches(x):
+            use.output = _convolve(layer, x, use.inputs)
         elif isinstance(layer, ScaledLinear):
             use.output = _apply(layer, x)
         else:
@@ -196,6 +196,11 @@ def put_gradients(out: Tensor, uses: list[Use], gradients: list[Tensor]) -> None
             torch.bmm(d.transpose(1, 2), a, out=one)
         else:
             one.copy_(torch.bmm(d.transpose(1, 2), a))
+
+
+def runs_from_patches(x: Tensor) -> bool:
+    """On a CPU torch convolves quickly in single precision only."""
+    return x.dtype == torch.float64 and x.device.type == "cpu"
 
 
 def cuts_patches(use: Use) -> bool:

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.forms import Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
-from ridgescope.models.kernels.layers import Supported, Use, cuts_patches, stacked_sizes, supported_layers
+from ridgescope.models.kernels.layers import (
+    Supported,
+    Use,
+    cuts_patches,
+    runs_from_patches,
+    stacked_sizes,
+    supported_layers,
+)
 from ridgescope.models.kernels.trial import Activations, Reference, try_network
 
 # Of the largest array in a pass, over the inputs that go together: larger ones are mapped afresh each time, and
@@ -29,6 +36,7 @@ class LayerPlan:
     fan_out: int  # o, of one output
     uses: int  # how often it is called
     entering: int  # numbers of its input, or of the patches that are cut from it
+    widest: int  # numbers of the largest array on the way through it
 
     def numbers(self, num_outputs: int) -> int:
         """Numbers kept for one input."""
@@ -97,9 +105,8 @@ class Plan:
 
     @property
     def _widest(self) -> int:
-        """Bytes of the largest array that one input passes through."""
-        layers = self.layers.values()
-        return self._element * max((max(plan.entering, plan.positions * plan.fan_out) for plan in layers), default=1)
+        """Bytes of the largest array on one input's way through the network."""
+        return self._element * max((plan.widest for plan in self.layers.values()), default=1)
 
     @property
     def working_bytes_per_input(self) -> int:
@@ -214,9 +221,12 @@ def _plan_layer(layer: Supported, uses: list[Use], values: Tensor, num_outputs: 
         gradients = num_outputs * fan_in * fan_out
         if gradients <= EXPLICIT_MEMORY * positions * (fan_in + num_outputs * fan_out):
             form = Explicit
-    patches = isinstance(layer, nn.Conv2d) and (form is not Explicit or any(cuts_patches(use) for use in uses))
-    entering = positions * fan_in if patches else max(use.input[0].numel() for use in uses)
-    return LayerPlan(layer, form, positions, fan_in, fan_out, len(uses), entering)
+    convolution = isinstance(layer, nn.Conv2d)
+    patches, image = positions * fan_in, max(use.input[0].numel() for use in uses)
+    cut = convolution and (form is not Explicit or any(cuts_patches(use) for use in uses))
+    passed = patches if convolution and runs_from_patches(uses[0].input) else image
+    entering, widest = patches if cut else image, max(passed, positions * fan_out)
+    return LayerPlan(layer, form, positions, fan_in, fan_out, len(uses), entering, widest)
 
 
 # Gradients that are kept are formed once and not for every pair of blocks, which is worth this much more memory
