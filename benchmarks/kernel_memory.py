@@ -94,7 +94,7 @@ def kill_at_a_third(process: subprocess.Popen[str], folder: Path) -> tuple[int, 
 
 
 def count_tiles(layout: dict[str, int]) -> int:
-    from ridgescope.models.kernels.layout import Layout
+    from ridgescope.models.kernels.structured.layout import Layout
 
     return len(Layout(**layout).tiles())  # type: ignore[arg-type]
 

@@ -5,9 +5,9 @@ import time
 
 import torch
 
-from ridgescope.models.kernels.forms import Diagonal, Explicit, Gated
-from ridgescope.models.kernels.layout import Layout, Tile
-from ridgescope.models.kernels.plan import LayerPlan, Plan
+from ridgescope.models.kernels.structured.forms import Diagonal, Explicit, Gated
+from ridgescope.models.kernels.structured.layout import Layout, Tile
+from ridgescope.models.kernels.structured.plan import LayerPlan, Plan
 from ridgescope.sizes import format_size
 
 QUIET = 10.0  # seconds: shorter computations say nothing

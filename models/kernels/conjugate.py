@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.checks import Parameters, checked_outputs, checked_parameters
-from ridgescope.models.kernels.layers import run_recorded, supported_layers
+from ridgescope.models.kernels.structured.layers import run_recorded, supported_layers
 
 
 def conjugate_kernel(

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.layout import Layout, Tile
+from ridgescope.models.kernels.structured.layout import Layout, Tile
 from ridgescope.sizes import format_size
 
 FORMAT = 1

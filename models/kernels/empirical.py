@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from ridgescope.models.kernels.announce import Announcer
 from ridgescope.models.kernels.checks import Parameters, checked_parameters, chosen_parameters
-from ridgescope.models.kernels.contract import diagonal_of
-from ridgescope.models.kernels.factors import layer_factors, settle
-from ridgescope.models.kernels.layout import Layout, deal, make_layout
 from ridgescope.models.kernels.memory import budget
-from ridgescope.models.kernels.plan import Plan, make_plan
 from ridgescope.models.kernels.precision import full_precision
 from ridgescope.models.kernels.store import KernelStore
 from ridgescope.models.kernels.stored import stored_kernel
+from ridgescope.models.kernels.structured.contract import diagonal_of
+from ridgescope.models.kernels.structured.factors import layer_factors, settle
+from ridgescope.models.kernels.structured.layout import Layout, deal, make_layout
+from ridgescope.models.kernels.structured.plan import Plan, make_plan
+from ridgescope.models.kernels.structured.tiles import compute_tiles
 from ridgescope.models.kernels.team import Team
-from ridgescope.models.kernels.tiles import compute_tiles
 from ridgescope.models.network import require_choice
 
 

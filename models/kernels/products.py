@@ -1,8 +1,8 @@
 """Products ``K v`` with the full empirical NTK of n inputs, for n where K itself fits nowhere.
 
-``K v = J (J^T v)``: the factors of every layer (`ridgescope.models.kernels.factors`) turn the vectors into directions
-in parameter space, summed over all inputs, and these back into n C numbers. No second-order pass is needed, and a
-layer that left its structure keeps its exact Jacobian, as in `empirical_ntk`.
+``K v = J (J^T v)``: the factors of every layer (`ridgescope.models.kernels.structured.factors`) turn the vectors into
+directions in parameter space, summed over all inputs, and these back into n C numbers. No second-order pass is needed,
+and a layer that left its structure keeps its exact Jacobian, as in `empirical_ntk`.
 
 Axes: n inputs, s positions, k fan-in, o fan-out, c outputs, b vectors.
 """
@@ -14,10 +14,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.checks import Parameters, checked_parameters
-from ridgescope.models.kernels.factors import layer_factors, settle
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial
 from ridgescope.models.kernels.memory import budget
-from ridgescope.models.kernels.plan import Plan, make_plan
+from ridgescope.models.kernels.structured.factors import layer_factors, settle
+from ridgescope.models.kernels.structured.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial
+from ridgescope.models.kernels.structured.plan import Plan, make_plan
 
 WORK = 2**20  # numbers in the largest temporary array: 8 MB in float64
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ridgescope.models.kernels.announce import Announcer
 from ridgescope.models.kernels.disk import NAMES, DiskKernel, Head
-from ridgescope.models.kernels.factors import settle
-from ridgescope.models.kernels.forms import Factor
 from ridgescope.models.kernels.identity import kernel_identity
-from ridgescope.models.kernels.layout import Layout, Tile, deal, make_layout
 from ridgescope.models.kernels.memory import budget
-from ridgescope.models.kernels.plan import Plan
 from ridgescope.models.kernels.store import KernelStore
+from ridgescope.models.kernels.structured.factors import settle
+from ridgescope.models.kernels.structured.forms import Factor
+from ridgescope.models.kernels.structured.layout import Layout, Tile, deal, make_layout
+from ridgescope.models.kernels.structured.plan import Plan
+from ridgescope.models.kernels.structured.tiles import compute_tiles
 from ridgescope.models.kernels.team import Team
-from ridgescope.models.kernels.tiles import compute_tiles
 from ridgescope.sizes import format_size
 
 Settled = tuple[Plan, list[Factor]]

@@ -8,10 +8,10 @@ import torchvision
 from torch import nn
 
 from ridgescope.models import CNN, MLP, NTKProducts, empirical_ntk, ntk_diagonal
-from ridgescope.models.kernels import contract, forms, plan
 from ridgescope.models.kernels.checks import checked_parameters
-from ridgescope.models.kernels.factors import layer_factors, settle
-from ridgescope.models.kernels.plan import make_plan
+from ridgescope.models.kernels.structured import contract, forms, plan
+from ridgescope.models.kernels.structured.factors import layer_factors, settle
+from ridgescope.models.kernels.structured.plan import make_plan
 
 # float64: sums of up to 1e5 products lose a few hundred ulps at most; float32 likewise, from 6e-8
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

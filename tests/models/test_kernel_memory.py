@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from ridgescope.models import CNN, MLP, empirical_ntk, module_ntks, ntk_diagonal
-from ridgescope.models.kernels import layout, memory
+from ridgescope.models.kernels import memory
 from ridgescope.models.kernels.disk import DiskKernel
 from ridgescope.models.kernels.precision import full_precision
+from ridgescope.models.kernels.structured import layout
 
 
 class Residual(nn.Module):

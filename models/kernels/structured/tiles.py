@@ -5,11 +5,11 @@ from itertools import groupby
 
 from torch import Tensor
 
-from ridgescope.models.kernels.contract import add_factor, mirror
-from ridgescope.models.kernels.factors import layer_factors
-from ridgescope.models.kernels.forms import Factor, cut
-from ridgescope.models.kernels.layout import Layout, Tile
-from ridgescope.models.kernels.plan import Plan
+from ridgescope.models.kernels.structured.contract import add_factor, mirror
+from ridgescope.models.kernels.structured.factors import layer_factors
+from ridgescope.models.kernels.structured.forms import Factor, cut
+from ridgescope.models.kernels.structured.layout import Layout, Tile
+from ridgescope.models.kernels.structured.plan import Plan
 
 
 def compute_tiles(

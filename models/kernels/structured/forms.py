@@ -1,5 +1,5 @@
-"""The forms in which a layer's part of the Jacobian is kept (axes as in `ridgescope.models.kernels.layers`; c is 1
-in the trace form, where the outputs are merged into o):
+"""The forms in which a layer's part of the Jacobian is kept (axes as in `ridgescope.models.kernels.structured.layers`;
+c is 1 in the trace form, where the outputs are merged into o):
 
     Gated      one position: K[c,p;e,q] += (d[c,p].d[e,q]) (a[p].a[q])
     Diagonal   the readout, whose d[c] is the c-th unit vector: K[c,p;c,q] += a[p].a[q]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ridgescope.models.kernels.forms import Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
-from ridgescope.models.kernels.layers import (
+from ridgescope.models.kernels.structured.forms import Diagonal, Explicit, Factor, Gated, Spatial, prefers_spatial
+from ridgescope.models.kernels.structured.layers import (
     Supported,
     Use,
     cuts_patches,
@@ -15,7 +15,7 @@ from ridgescope.models.kernels.layers import (
     stacked_sizes,
     supported_layers,
 )
-from ridgescope.models.kernels.trial import Activations, Reference, try_network
+from ridgescope.models.kernels.structured.trial import Activations, Reference, try_network
 
 # Of the largest array in a pass, over the inputs that go together: larger ones are mapped afresh each time, and
 # touching new pages costs more than an activation does. Over inputs and outputs: few enough to stay near the cache,

@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
-from ridgescope.models.kernels.channels import common_cotangents, readout_weights
 from ridgescope.models.kernels.checks import require_uncoupled
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial, cut, expanded
-from ridgescope.models.kernels.layers import (
+from ridgescope.models.kernels.structured.channels import common_cotangents, readout_weights
+from ridgescope.models.kernels.structured.forms import (
+    Common,
+    Diagonal,
+    Explicit,
+    Factor,
+    Gated,
+    Scaled,
+    Spatial,
+    cut,
+    expanded,
+)
+from ridgescope.models.kernels.structured.layers import (
     Use,
     Uses,
     cotangents_of,
@@ -21,7 +31,7 @@ from ridgescope.models.kernels.layers import (
     stacked_inputs,
     stacked_sizes,
 )
-from ridgescope.models.kernels.plan import LayerPlan, Plan
+from ridgescope.models.kernels.structured.plan import LayerPlan, Plan
 
 
 def settle(plan: Plan, x: Tensor, sizes: Callable[[Plan], tuple[int, int]]) -> tuple[Plan, list[Factor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ridgescope.models.kernels.checks import chosen_outputs
-from ridgescope.models.kernels.layers import Supported, Uses, run_recorded
+from ridgescope.models.kernels.structured.layers import Supported, Uses, run_recorded
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ needed once and not for every output. Of a dense layer, whose z[n,o] is a number
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.layers import Uses
-from ridgescope.models.kernels.plan import Plan
+from ridgescope.models.kernels.structured.layers import Uses
+from ridgescope.models.kernels.structured.plan import Plan
 
 ROUNDING = 100  # times eps: a few steps from the image to its features
 

@@ -10,9 +10,9 @@ against one group. Of a symmetric kernel only tiles on and above the diagonal ex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ridgescope.models.kernels import contract
-from ridgescope.models.kernels.forms import Spatial
-from ridgescope.models.kernels.plan import Plan
+from ridgescope.models.kernels.structured import contract
+from ridgescope.models.kernels.structured.forms import Spatial
+from ridgescope.models.kernels.structured.plan import Plan
 from ridgescope.sizes import format_size
 
 USABLE = 0.9  # of a budget; the rest is for what allocators round up and keep

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.forms import Common, Diagonal, Explicit, Factor, Gated, Scaled, Spatial, prefers_spatial
+from ridgescope.models.kernels.structured.forms import (
+    Common,
+    Diagonal,
+    Explicit,
+    Factor,
+    Gated,
+    Scaled,
+    Spatial,
+    prefers_spatial,
+)
 
 FEWEST = 128  # rows of a matrix product that is fast
 TILE = 512  # most rows of one matrix product: 2 MB in float64, which stays in cache until it is added to K
