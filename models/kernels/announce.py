@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import cache
 
 import torch
 
@@ -22,7 +23,7 @@ class Announcer:
     def __init__(self, plan: Plan, layout: Layout, tiles: list[Tile], *, stored: int, quiet: bool) -> None:
         self.work, self.done = _work(plan, tiles), 0.0
         self.total = sum(self.work.values())
-        seconds = 0.0 if quiet or self.total < SHORT else self.total / _product_rate(plan)
+        seconds = 0.0 if quiet or self.total < SHORT else self.total / _rate(plan)
         self.long = seconds >= QUIET
         self.start = self.last = time.monotonic()
         if self.long:
@@ -89,9 +90,15 @@ def _squared(plan: Plan) -> int:
     return plan.num_outputs if plan.trace else plan.num_outputs**2
 
 
-def _product_rate(plan: Plan) -> float:
+def _rate(plan: Plan) -> float:
+    device = next(iter(plan.params.values())).device
+    return _product_rate(plan.dtype, device, torch.get_num_threads())
+
+
+@cache  # trying it takes as long as a small kernel
+def _product_rate(dtype: torch.dtype, device: torch.device, threads: int) -> float:
     """Multiply-adds a second of a 512 x 512 product, the better of three."""
-    a = torch.ones(512, 512, dtype=plan.dtype, device=next(iter(plan.params.values())).device)
+    a = torch.ones(512, 512, dtype=dtype, device=device)
     times = []
     for _ in range(3):
         start = time.perf_counter()

@@ -13,6 +13,8 @@ SHARE = 0.5  # of what is free, where nothing is asked for
 # with a fixed number the tiles, and with them the last bits, are the same from run to run.
 WORKING = 1.5e9
 
+LARGEST_REUSED = 2**25 - 2**16  # just below glibc's own limit
+
 
 def budget(memory: str | int | float | None, result: int, device: torch.device) -> float:
     """Bytes a kernel may take, ``result`` bytes of it the kernel itself."""
@@ -22,6 +24,17 @@ def budget(memory: str | int | float | None, result: int, device: torch.device) 
     if not 0 < size < float("inf"):
         raise ValueError(f"memory={memory!r} must be positive; write it like '3GB', or pass a number of bytes")
     return size
+
+
+def reuse_freed(size: float, device: torch.device) -> None:
+    """Let arrays of up to ``size`` bytes (and 32 MB) be made from memory that was freed before and not from new pages.
+
+    glibc maps an array above a threshold afresh each time, and touching its pages can take longer than what a layer
+    does with them. The threshold becomes the largest mapped array ever freed, see mallopt(3), so one is: nothing is
+    written to it. Up to twice that size of what is freed then stays with the process.
+    """
+    if device.type == "cpu":
+        torch.empty(int(min(size, LARGEST_REUSED)), dtype=torch.uint8)
 
 
 def free_memory(device: torch.device) -> float:

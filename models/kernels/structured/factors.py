@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
 from ridgescope.models.kernels.checks import require_uncoupled
+from ridgescope.models.kernels.memory import reuse_freed
 from ridgescope.models.kernels.structured.channels import common_cotangents, readout_weights
 from ridgescope.models.kernels.structured.forms import (
     Common,
@@ -59,6 +60,7 @@ def layer_factors(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
 
 
 def _structured(plan: Plan, x: Tensor, chunk: int, *, check: bool) -> list[Factor]:
+    reuse_freed(plan.working_bytes_per_input * min(chunk, len(x)) / 2, x.device)
     pooled = plan.pooled.last if plan.pooled is not None else None
     kept = {name: _Store(layer, plan, x, pooled=name == pooled) for name, layer in plan.layers.items()}
     for start in range(0, len(x) if kept or check else 0, chunk):

@@ -118,7 +118,8 @@ def make_layout(
         # a tile must not crowd out the factors of its strip
         group = inner = min(group, pieces, max(SMALL, int(held / (copies * pair))) if copies else pieces)
     strip = 1 + int(spare * 5 / 8 / (held + copies * pair * group))
-    chunk = min(1 + int(spare / 4 / passing), plan.inputs_together, 256)
+    fast = max(-(-8 // plan.together), plan.fast // plan.together)
+    chunk = min(1 + int(spare / 4 / passing), fast, 256)
     strip, group = min(strip, rows), min(group, columns)
     chunk = -(-strip // -(-strip // chunk))  # passes of equal size: a short last one costs nearly a full one
     total = strip * (held + copies * pair * group) + group * held + chunk * passing + once

@@ -17,12 +17,9 @@ from ridgescope.models.kernels.structured.layers import (
 )
 from ridgescope.models.kernels.structured.trial import Activations, Reference, try_network
 
-# Of the largest array in a pass, over the inputs that go together: larger ones are mapped afresh each time, and
-# touching new pages costs more than an activation does. Over inputs and outputs: few enough to stay near the cache,
-# and enough to keep the convolutions busy (benchmarks/kernel_entk.py)
-INPUT_BYTES = 2**21
+# Of the largest array in a pass, over all inputs and outputs that go together: few enough to stay near the cache, and
+# enough to keep the convolutions busy (benchmarks/kernel_entk.py)
 PASS_BYTES = 8e6
-FEWEST = 8  # inputs times outputs that keep a convolution busy
 
 
 @dataclass(frozen=True)
@@ -89,24 +86,14 @@ class Plan:
     @property
     def fast(self) -> int:
         """Inputs times outputs that pass through the network together without leaving the cache far behind."""
-        return max(1, int(PASS_BYTES / self._widest))
+        widest = max((plan.widest for plan in self.layers.values()), default=1)
+        return max(1, int(PASS_BYTES / (self._element * widest)))
 
     @property
     def together(self) -> int:
         """Outputs whose gradients go back through the network together: what the activations' derivatives cost is
         shared among them."""
         return min(self.num_outputs, max(1, self.fast // 2))
-
-    @property
-    def inputs_together(self) -> int:
-        """Inputs that pass through the network together where memory allows."""
-        fast = min(self.fast // self.together, int(INPUT_BYTES / self._widest))
-        return max(-(-FEWEST // self.together), fast)
-
-    @property
-    def _widest(self) -> int:
-        """Bytes of the largest array on one input's way through the network."""
-        return self._element * max((plan.widest for plan in self.layers.values()), default=1)
 
     @property
     def working_bytes_per_input(self) -> int:
