@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -220,6 +221,13 @@ def test_the_measured_peak_is_within_the_budget(tmp_path, kind, stored):
     command = [*script, kind, str(budget), str(tmp_path) if stored else ""]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert (budget / 10 if stored else found["kernel"]) < found["peak"] < budget
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_a_kernel_is_computed_in_memory_that_was_freed_before():
+    command = [sys.executable, str(Path(__file__).with_name("pages_process.py"))]
+    pages = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert pages < 512  # one array's; thousands where every array is mapped afresh
 
 
 def test_modules_add_up_to_the_kernel(net, x, ntk_oracle):
