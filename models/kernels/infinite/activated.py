@@ -5,31 +5,20 @@ neighbouring pairs into the lanes of one vector: no branches, no library calls, 
 
 With cosine ``c`` and ``z = (1 - |c|) / 2`` the acute angle is ``2 arcsin(sqrt(z)) = 2 sqrt(z) A(z)`` and its sine
 ``2 sqrt(z) sqrt(1 - z)``, exact to rounding for nearly parallel pairs too.
-
-Numba's cache of a function does not see changes of functions it calls from another file: after a change here, touch
-`sweep` and `dense` too.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from ridgescope.models.kernels.duals import PARALLEL
+from ridgescope.models.kernels.infinite.compiled import compiled
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # unwrap: a type checker may have wrapped the function at import; numpy's errors: 1/0 is inf and not a branch
-    compiler = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
-    result: Callable[..., Any] = compiler(inspect.unwrap(function))
-    return result
 
 
 @compiled

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ridgescope.models.kernels.infinite.activated import CODES, PREPARED, activate, compiled
+from ridgescope.models.kernels.infinite.activated import CODES, PREPARED, activate
+from ridgescope.models.kernels.infinite.compiled import compiled
 from ridgescope.models.kernels.infinite.tasks import Task
 from ridgescope.models.kernels.infinite.threads import Workers
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ridgescope.models.kernels.infinite.activated import compiled
+from ridgescope.models.kernels.infinite.compiled import compiled
 
 NEGLIGIBLE = 1e-18  # products of coefficients that no sum of a hundred of them brings to rounding
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ridgescope.models.kernels.infinite.activated import activate, compiled
+from ridgescope.models.kernels.infinite.activated import activate
+from ridgescope.models.kernels.infinite.compiled import compiled
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
