@@ -10,7 +10,8 @@ import numpy as np
 
 from ridgescope.models.kernels.infinite.compiled import compiled
 
-NEGLIGIBLE = 1e-18  # products of coefficients that no sum of a hundred of them brings to rounding
+NEGLIGIBLE = 1e-18  # terms of the series that no sum of a hundred of them brings to rounding
+CHUNK = 64  # inputs whose largest cosine says which terms these are
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -20,28 +21,35 @@ def hermite(k: Array, tangent: Array, left: Array, right: Array) -> None:
     """``k <- D(k)``, ``tangent <- D'(k) tangent`` for arrays (s, n, m), with square roots of variances
     and coefficients, (1 + j, s, n) and (1 + j, s, m)."""
     columns = k.shape[2]
-    square, value, slope = np.empty(columns), np.empty(columns), np.empty(columns)
+    square, value, slope = np.empty(CHUNK), np.empty(CHUNK), np.empty(CHUNK)
     most = np.empty(left.shape[0])
     for s in range(k.shape[0]):
         for j in range(left.shape[0]):
             most[j] = np.abs(right[j, s]).max()
         for p in range(k.shape[1]):
-            degrees = left.shape[0] - 1
-            while degrees > 1 and abs(left[degrees, s, p]) * most[degrees] * degrees < NEGLIGIBLE:
-                degrees -= 1
-            for q in range(columns):
-                norm = max(left[0, s, p] * right[0, s, q], 1e-300)
-                cosine = min(max(k[s, p, q] / norm, -1.0), 1.0)
-                k[s, p, q], square[q], value[q], slope[q] = cosine, cosine * cosine, 0.0, 0.0
-            for j in range(degrees, 0, -1):
-                coefficient = left[j, s, p]
-                for q in range(columns):
-                    product = coefficient * right[j, s, q]
-                    value[q] = value[q] * square[q] + product
-                    slope[q] = slope[q] * square[q] + (2.0 * j - 1.0) * product
-            for q in range(columns):
-                k[s, p, q] *= value[q]
-                tangent[s, p, q] *= slope[q] / max(left[0, s, p] * right[0, s, q], 1e-300)
+            for first in range(0, columns, CHUNK):
+                here, passed = k[s, p][first : first + CHUNK], tangent[s, p][first : first + CHUNK]
+                norms = right[0, s][first : first + CHUNK]
+                largest = 0.0
+                for q in range(here.shape[0]):
+                    norm = max(left[0, s, p] * norms[q], 1e-300)
+                    cosine = min(max(here[q] / norm, -1.0), 1.0)
+                    here[q], square[q], value[q], slope[q] = cosine, cosine * cosine, 0.0, 0.0
+                    largest = max(largest, square[q])
+                degrees, power = 1, 1.0
+                for j in range(1, left.shape[0]):
+                    if abs(left[j, s, p]) * most[j] * power * j >= NEGLIGIBLE:
+                        degrees = j
+                    power *= largest
+                for j in range(degrees, 0, -1):
+                    coefficient, others = left[j, s, p], right[j, s][first : first + CHUNK]
+                    for q in range(here.shape[0]):
+                        product = coefficient * others[q]
+                        value[q] = value[q] * square[q] + product
+                        slope[q] = slope[q] * square[q] + (2.0 * j - 1.0) * product
+                for q in range(here.shape[0]):
+                    here[q] *= value[q]
+                    passed[q] *= slope[q] / max(left[0, s, p] * norms[q], 1e-300)
 
 
 @compiled

@@ -21,7 +21,8 @@ PART_NUMBERS = 2**18  # pairs of images and of pixels, in all layers, between tw
 def fill(task: Task, workers: Workers) -> None:
     network = task.network
     assert isinstance(network, CNN)
-    data1, data2 = (_data(side, network.activation) for side in (task.one, task.two))
+    data1 = _data(task.one, network.activation)
+    data2 = data1 if task.symmetric else _data(task.two, network.activation)
     shapes = [network.in_shape[1:], *network.pixels]
     steps = [math.prod(network.strides[level:]) for level in range(network.depth + 1)]
     levels = np.array([(*shape, s, step) for shape, s, step in zip(shapes, (*network.strides, 1), steps, strict=True)])

@@ -79,9 +79,8 @@ def infinite_ntk(
         two = one if x2 is None else _prepare(network, affine, x2)
         rows, columns = len(one.values), len(two.values)
         nngp, ntk = (torch.empty(rows, columns, dtype=torch.float64, device=x1.device) for _ in range(2))
-        on_cpu = x1.device.type == "cpu"
-        workers = Workers(threads if on_cpu else 1, partial(_require_time, rows, columns, max_hours))
-        _way(network, on_cpu)(Task(network, affine, one, two, nngp, ntk), workers)
+        workers = Workers(threads if x1.device.type == "cpu" else 1, partial(_require_time, rows, columns, max_hours))
+        _way(network, x1)(Task(network, affine, one, two, nngp, ntk), workers)
     return InfiniteKernels(nngp, ntk)
 
 
@@ -91,10 +90,14 @@ def _supported(model: nn.Module) -> Network:
     return model
 
 
-def _way(network: Network, on_cpu: bool) -> Callable[[Task, Workers], None]:
-    if not on_cpu or network.activation == "tanh":
+def _compiled(activation: str, x: Tensor) -> bool:
+    """Whether there are compiled functions for it, to be imported where first needed: Numba takes half a second."""
+    return x.device.type == "cpu" and activation != "tanh"
+
+
+def _way(network: Network, x: Tensor) -> Callable[[Task, Workers], None]:
+    if not _compiled(network.activation, x):
         return layered.fill
-    # imported where it is first needed: Numba takes half a second
     name = "images" if isinstance(network, CNN) else "dense"
     fill: Callable[[Task, Workers], None] = import_module(f"ridgescope.models.kernels.infinite.{name}").fill
     return fill
@@ -118,18 +121,23 @@ def _prepare(network: Network, affine: list[Affine], x: Tensor) -> Inputs:
         squares = (values * values).unflatten(1, (channels, -1)).sum(1).T
         squared = 9 * window_mean(squares, (shape[0], shape[1]), network.strides[0])
     else:
-        squared = (values * values).sum(1)[None]
+        squared = torch.linalg.vecdot(values, values)[None]
     return Inputs(values.contiguous(), _variances(network, affine, squared))
 
 
 def _variances(network: Network, affine: list[Affine], squared: Tensor) -> list[Tensor]:
     """``q``, the variance of the preactivations of every hidden layer, each (s, n)."""
-    dual = DUALS[network.activation]
     variances = [affine[0].covariance(squared)]
     for i, layer in enumerate(affine[1:-1]):
-        q = variances[-1]
-        mean = dual(q, q, q)[0]
+        mean = _of_variances(network.activation, variances[-1])
         if isinstance(network, CNN):
             mean = window_mean(mean, network.pixels[i], network.strides[i + 1])
         variances.append(layer.covariance(mean))
     return variances
+
+
+def _of_variances(activation: str, q: Tensor) -> Tensor:
+    if _compiled(activation, q):
+        values: Tensor = import_module("ridgescope.models.kernels.infinite.activated").of_variances(activation, q)
+        return values
+    return DUALS[activation](q, q, q)[0]

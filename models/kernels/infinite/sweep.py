@@ -45,27 +45,33 @@ def sweep(
     """
     depth = affine.shape[0]
     pooled = turns[0] * turns[1] > 1
-    end = levels[depth, 1]
-    size1, size2 = 0, 0
-    for level in range(depth + 1):
-        copies = channels if level == 0 else 1
-        height, width, period = levels[level, 0], levels[level, 1], levels[level, 3] * end
-        size1 += copies * height * width
-        size2 += copies * height * (period + width if pooled else width)
-    left, right = np.ones(size1 * lanes), np.ones(size2 * lanes)
-    row = levels[0, 1] * lanes
+    end, row = levels[depth, 1], levels[0, 1] * lanes
+    size1, size2 = row, row
+    if pooled:
+        size1, size2 = 0, 0
+        for level in range(depth + 1):
+            rows = (channels if level == 0 else 1) * levels[level, 0]
+            size1 += rows * levels[level, 1] * lanes
+            size2 += rows * (levels[level, 3] * end + levels[level, 1]) * lanes
+    left, right = np.empty(size1), np.empty(size2)
+    left[:], right[:] = 1.0, 1.0  # where no image is
     k, tangent = np.empty((levels[0, 0], row)), np.empty((levels[0, 0], row))
-    ring = np.zeros((2, 4, row))  # of sums along rows; the last row stays zero
+    ring = np.empty((2, 4, row))  # of sums along rows; the last row stays zero
+    ring[:] = 0.0
     total = np.empty((2, end * lanes))
+    gathered = -1
     for unit in range(first, last):
         block, down = unit // turns[0], unit % turns[0]
         chosen = pairs[:, block * lanes : (block + 1) * lanes]
-        _gather(lanes, left, right, images1, images2, chosen, channels, levels, down, pooled)
+        if pooled and block != gathered:
+            _gather(lanes, left, right, images1, images2, chosen, channels, levels)
+            gathered = block
         total[:] = 0.0
         for along in range(turns[1]):
             _image(
-                activation, lanes, left, right, channels, levels, affine, down, along, pooled, k, tangent, ring, total
-            )
+                activation, lanes, left, right, images1, images2, chosen, channels, levels, affine, down, along,
+                pooled, k, tangent, ring, total,
+            )  # fmt: skip
         here = min(lanes, value.shape[1] - block * lanes)
         for lane in range(here):
             one, two = 0.0, 0.0
@@ -83,29 +89,22 @@ def _add(total, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _gather(lanes, left, right, images1, images2, pairs, channels, levels, down, pooled):  # type: ignore[no-untyped-def]
-    """Both images of each pair into lanes; the second's rows from the displacement on, each twice in a row."""
+def _gather(lanes, left, right, images1, images2, pairs, channels, levels):  # type: ignore[no-untyped-def]
+    """Both images of each pair into lanes; the second's rows twice, one after the other, for all displacements."""
     at1, at2, source = 0, 0, 0
     depth = levels.shape[0] - 1
     for level in range(depth + 1):
-        height, width, step = levels[level, 0], levels[level, 1], levels[level, 3]
-        high, wide = step * levels[depth, 0], step * levels[depth, 1]
-        columns = wide + width if pooled else width
-        for _channel in range(channels if level == 0 else 1):
-            for r in range(height):
-                partner = r + step * down
-                partner = partner - high if partner >= high else partner
-                _spread(lanes, left[(at1 + r * width) * lanes :], images1, pairs[0], source + r * width, width)
-                if partner < height:
-                    row = right[(at2 + r * columns) * lanes :]
-                    _spread(lanes, row, images2, pairs[1], source + partner * width, width)
-                    if pooled:
-                        again = row[wide * lanes :]
-                        for x in range(width * lanes):
-                            again[x] = row[x]
-            at1 += height * width
-            at2 += height * columns
-            source += height * width
+        width, wide = levels[level, 1], levels[level, 3] * levels[depth, 1]
+        for _row in range((channels if level == 0 else 1) * levels[level, 0]):
+            _spread(lanes, left[at1 : at1 + width * lanes], images1, pairs[0], source, width)
+            row = right[at2 : at2 + (wide + width) * lanes]
+            _spread(lanes, row, images2, pairs[1], source, width)
+            again = row[wide * lanes :]
+            for x in range(width * lanes):
+                again[x] = row[x]
+            at1 += width * lanes
+            at2 += (wide + width) * lanes
+            source += width
 
 
 @compiled
@@ -135,8 +134,15 @@ def _spread(lanes, target, images, chosen, start, width):  # type: ignore[no-unt
 
 
 @compiled
-def _image(activation, lanes, left, right, channels, levels, affine, down, along, pooled, k, tangent, ring, total):  # type: ignore[no-untyped-def]
-    """Adds the last ``D(K)`` and ``D'(K) T`` of one displacement, summed over rows of pixels, to total."""
+def _image(  # type: ignore[no-untyped-def]
+    activation, lanes, left, right, images1, images2, pairs, channels, levels, affine, down, along,
+    pooled, k, tangent, ring, total,
+):  # fmt: skip
+    """Adds the last ``D(K)`` and ``D'(K) T`` of one displacement, summed over rows of pixels, to total.
+
+    What is read of the images is in ``left`` and ``right``; without displacements it is read only once, and brought
+    into lanes row by row, so that it stays in the fastest cache.
+    """
     depth = affine.shape[0]
     high, wide = levels[depth, 0], levels[depth, 1]
     at1, at2 = 0, 0
@@ -155,25 +161,36 @@ def _image(activation, lanes, left, right, channels, levels, affine, down, along
             middle = stride * u
             while done < min(middle + 2, height):
                 values, slopes = k[done, :n], tangent[done, :n]
-                place1, place2 = (at1 + done * width) * lanes, (at2 + done * columns + step * along) * lanes
+                partner = done + step * down
+                partner = partner - step * high if partner >= step * high else partner
+                partner = partner if partner < height else 0  # of no pair
                 if level == 0:
                     values[:] = 0.0
-                    for _channel in range(channels):
-                        _multiply_add(values, left[place1 : place1 + n], right[place2 : place2 + n])
-                        place1 += height * width * lanes
-                        place2 += height * columns * lanes
-                else:
-                    activate(activation, values, slopes, left[place1 : place1 + n], right[place2 : place2 + n])
+                for channel in range(channels if level == 0 else 1):
+                    start = at1 + (channel * height + done) * width
+                    one = left[start * lanes : start * lanes + n] if pooled else left[:n]
+                    two = right[:n]
+                    if pooled:
+                        place = (at2 + (channel * height + partner) * columns + step * along) * lanes
+                        two = right[place : place + n]
+                    else:
+                        _spread(lanes, one, images1, pairs[0], start, width)
+                        _spread(lanes, two, images2, pairs[1], start, width)
+                    if level == 0:
+                        _multiply_add(values, one, two)
+                    else:
+                        activate(activation, values, slopes, one, two)
                 for which in range(1 if level == 0 else 2):
                     source = values if which == 0 else slopes
                     if level == depth:
                         _add(total[which], source)
                         continue
                     target = ring[which, done % 3]
-                    _windows(lanes, source[: before * lanes], target[: out_before * lanes], stride, 0)
-                    if out_behind < out_width:
-                        shift = stride * out_behind - behind
-                        _windows(lanes, source[behind * lanes :], target[out_behind * lanes : out], stride, shift)
+                    for part in range(2 if out_behind < out_width else 1):
+                        start, stop = (0, before) if part == 0 else (behind, width)
+                        out_start, out_stop = (0, out_before) if part == 0 else (out_behind, out_width)
+                        here, there = source[start * lanes : stop * lanes], target[out_start * lanes : out_stop * lanes]
+                        _windows(lanes, here, there, stride, stride * out_start - start)
                 done += 1
             # rows that the windows of row u read are summed, so that it may take the place of one of them
             if level < depth and (u < out_above or u >= out_under):

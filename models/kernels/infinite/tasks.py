@@ -39,20 +39,23 @@ class Task:
     def symmetric(self) -> bool:
         return self.one is self.two
 
-    def in_tiles(self, workers: Workers, side: int, work: Callable[[slice, slice], tuple[Tensor, Tensor]]) -> None:
-        """Both kernels tile by tile, of a symmetric one the tiles above and on the diagonal."""
+    def tiles(self, side: int) -> list[Slices]:
+        """Rows and columns of squares of at most that side; of a symmetric kernel those above and on the diagonal."""
         rows, columns = self.nngp.shape
-        tiles = [
-            (slice(start, start + side), slice(other, other + side))
+        return [
+            (slice(start, min(start + side, rows)), slice(other, min(other + side, columns)))
             for start in range(0, rows, side)
             for other in range(start if self.symmetric else 0, columns, side)
         ]
+
+    def in_tiles(self, workers: Workers, side: int, work: Callable[[slice, slice], tuple[Tensor, Tensor]]) -> None:
+        """Both kernels tile by tile."""
 
         def place(tile: Slices) -> None:
             for kernel, values in zip((self.nngp, self.ntk), work(*tile), strict=True):
                 self._place(kernel, values, *tile)
 
-        workers.for_each(place, tiles)
+        workers.for_each(place, self.tiles(side))
 
     def _place(self, kernel: Tensor, values: Tensor, p: slice, q: slice) -> None:
         if self.symmetric and p == q:

@@ -30,7 +30,10 @@ def one_thread() -> Iterator[int]:
 
 @dataclass
 class Workers:
-    """``threads`` that work on equal parts. ``check`` is told the seconds that all of them will take, once."""
+    """``threads``, this one included, that work on equal parts.
+
+    ``check`` is told the seconds that all parts will take, when a first one is done.
+    """
 
     threads: int
     check: Callable[[float], None]
@@ -42,28 +45,30 @@ class Workers:
         An exception, or Ctrl-C, ends it after the parts that are being worked on.
         """
         left, stopped = iter(parts), Event()
-        if not self.checked:
-            started = time.perf_counter()
-            work(next(left))
-            self.check((time.perf_counter() - started) * (of or len(parts)) / self.threads)
-            self.checked = True
 
         def some() -> None:
             try:
                 for part in left:  # a sequence's iterator hands out each part once, under Python's lock
                     if stopped.is_set():
                         return
+                    started = time.perf_counter()
                     work(part)
+                    if not self.checked:
+                        self.checked = True
+                        self.check((time.perf_counter() - started) * (of or len(parts)) / self.threads)
             except BaseException:
                 stopped.set()
                 raise
 
-        if self.threads == 1:
+        others = self.threads - 1
+        if others == 0:
             some()
             return
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(others, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running = [pool.submit(some) for _ in range(others)]
             try:
-                for one in [pool.submit(some) for _ in range(self.threads)]:
+                some()
+                for one in running:
                     one.result()
             finally:
                 stopped.set()
