@@ -69,12 +69,12 @@ def channel_examples(
     fewest: int = FEWEST,
 ) -> SampledKernel:
     """`channel_kernel` before its limit is made exact; the first ``size`` points are trained on."""
-    channel = _Channel(network, points)
+    channel = Channel(network, points)
 
     def drawn(rank: int, dimension: int, seed: int) -> Sequence[Tensor]:
         """Gaussian vectors for examples of this rank, in pieces."""
-        normals = _normals(max(fewest, features // rank), dimension, seed)
-        return normals.split(max(1, PIECE // (rank * len(points))))
+        vectors = normals(max(fewest, features // rank), dimension, seed)
+        return vectors.split(max(1, PIECE // (rank * len(points))))
 
     read = [_compressed(channel.readout_features(part), size) for part in drawn(channel.rank, channel.entries, seed)]
     swept = [
@@ -91,7 +91,7 @@ def channel_examples(
     return SampledKernel(families, point_kernel(bias, size))
 
 
-class _Channel:
+class Channel:
     """Axes: m examples, n points, s positions, k entries of a trained patch, c outputs."""
 
     def __init__(self, network: CNN, points: Tensor) -> None:
@@ -110,18 +110,22 @@ class _Channel:
             self.scale /= self.positions
 
     def readout_features(self, normal: Float64[Tensor, "m k"]) -> Float64[Tensor, "m r 1 n"]:
-        values, _ = self._activate(normal)
+        values, _ = self.activate(normal)
         return self.scale * (values.sum(1, keepdim=True) if self.pooled else values)[:, :, None]
 
     def filter_features(self, normal: Float64[Tensor, "m l"], form: str) -> Float64[Tensor, "m r q n"]:
         """Full form: the outputs are copies of the points. Trace form: each output's features count 1/C."""
-        _, slopes = self._activate(normal[:, : self.entries])
-        signal = self.readout.weight_std * normal[:, self.entries :].view(len(normal), self.outputs, -1)
-        gates = signal.expand(-1, -1, self.positions)[..., None] * slopes[:, None]  # (m, c, s, n)
-        rows = self.scale * torch.einsum("mcsn,nks->mkcn", gates, self.patches)
+        _, slopes = self.activate(normal[:, : self.entries])
+        gates = self.gates(normal[:, self.entries :].view(len(normal), self.outputs, -1), slopes)
+        rows = torch.einsum("mcsn,nks->mkcn", gates, self.patches)
         return rows if form == "full" else rows.flatten(1, 2)[:, :, None] / self.outputs**0.5
 
-    def _activate(self, normal: Tensor) -> tuple[Tensor, Tensor]:
+    def gates(self, signal: Float64[Tensor, "m c r"], slopes: Float64[Tensor, "m s n"]) -> Float64[Tensor, "m c s n"]:
+        """Derivatives of the outputs in the preactivations, for these readout weights of standard deviation one."""
+        weights = self.scale * self.readout.weight_std * signal
+        return weights.expand(-1, -1, self.positions)[..., None] * slopes[:, None]
+
+    def activate(self, normal: Tensor) -> tuple[Tensor, Tensor]:
         """``phi(z)`` and ``phi'(z)``, (m, s, n)."""
         return with_slopes(self.activation, torch.einsum("mk,nks->msn", normal * self.spread, self.patches))
 
@@ -151,7 +155,7 @@ def _compressed(rows: Float64[Tensor, "m r q n"], size: int) -> Tensor:
     return (rotation.mT @ rows.flatten(2)).unflatten(2, rows.shape[2:])
 
 
-def _normals(count: int, dimension: int, seed: int) -> Float64[Tensor, "m dimension"]:
+def normals(count: int, dimension: int, seed: int) -> Float64[Tensor, "m dimension"]:
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
     uniform = engine.draw(count, dtype=torch.float64)
     return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))

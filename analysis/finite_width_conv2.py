@@ -1,35 +1,41 @@
 """The finite-width law of two convolutions: the law of the second one given the first, averaged over the first.
 
 Given the first layer, the second convolution and the readout are a network of one convolution on the images that the
-first one makes, and `channel_kernel` applies to them as it is. What is left are the first layer's own weights: channel
-m adds the block
+first one makes: its channels n bring readout features and filter features, as in
+`ridgescope.analysis.finite_width_conv`. Each of them also brings to the weights of the first layer
 
-    F_m(x) = sum_s D_m(x, s) phi'(z_m(x, s)) p~(x, s)
+    f_n(x) = sum_s D_nm(x, s) phi'(z_m(x, s)) p~(x, s)      for each first channel m,
 
-with D_m the signal that comes back from the second layer, a sum over its channels. Signals of different m count as
-independent of each other and of the second layer's blocks. The first layer's filters are drawn, as many as the network
-has; the rest is examples. No network is drawn.
+with D_nm the signal that comes back from it, made of the same gates and readout weights as its filter features: one
+block, `ridgescope.theory.blocks.linked`. The first layer's filters are drawn, as many as the network has; the rest is
+examples. No network is drawn.
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ridgescope.analysis.finite_width_conv import channel_kernel, trained_patches, with_slopes
+from ridgescope.analysis.finite_width_conv import Channel, normals, trained_patches, with_slopes
 from ridgescope.models import CNN, infinite_ntk
 from ridgescope.models.activations import ACTIVATIONS
 from ridgescope.models.layers import ScaledConv2d
 from ridgescope.models.patches import Geometry
-from ridgescope.theory.blocks import MixedKernel, PointKernel, SampledFamily, SampledKernel
+from ridgescope.theory.blocks import (
+    LinkedFamily,
+    LinkedKernel,
+    MixedKernel,
+    PointKernel,
+    SampledFamily,
+    SampledKernel,
+    point_kernel,
+)
 
 DRAWS = 16  # of the first layer
-FEATURES = 2048  # of all examples of a family together, for each draw
-FEWEST = 16  # examples of a family
-SIGNALS = 128  # channels of the second layer from which examples of signals are put together
-PIECE = 16  # of them at once
+FEATURES = 8192  # of all examples of the second layer's filters together, for each draw
+FEWEST = 8  # of these examples
+READOUTS = 2048  # features of the readout
 
 
 def two_convolutions_kernel(
@@ -44,8 +50,8 @@ def two_convolutions_kernel(
 ) -> MixedKernel:
     """The random kernel ``empirical_ntk / kernel_scale`` of the CNN's architecture; its weights are not read.
 
-    All weights and biases are trained. ``draws`` of the first layer; ``features`` of all examples and outputs of a
-    family together, for each of them. Memory: as many numbers for each point and draw, three times.
+    All weights and biases are trained. ``draws`` of the first layer; ``features`` of all examples of filters together,
+    for each of them. Memory: four times as many numbers for each point and draw.
     Raises ``ValueError`` for the standard parameterisation and for another number of convolutions.
     """
     if network.depth != 2:
@@ -60,28 +66,42 @@ def two_convolutions_kernel(
         infinite_ntk(network, x_eval, x_train).ntk,
         torch.full((len(x_eval),), torch.nan, dtype=torch.float64),
     )
-    points = torch.cat([x_train, x_eval]).double().reshape(-1, *network.in_shape)
+    points, size = torch.cat([x_train, x_eval]).double().reshape(-1, *network.in_shape), len(x_train)
     given = []
     for draw in range(draws):
-        first = _First(network, points, torch.Generator().manual_seed(1000 * seed + draw))
-        upper, images = first.rest()
-        size = len(x_train)
-        kernel = channel_kernel(
-            upper,
-            images[:size],
-            images[size:],
-            form=form,
-            features=features,
-            fewest=max(FEWEST, features // size),
-            seed=1000 * seed + 2 * draw,
-        )
-        rows = first.features(form, features)
-        family = SampledFamily(rows[..., :size].contiguous(), rows[..., size:].contiguous())
-        given.append(SampledKernel([*kernel.families, family], kernel.fixed))
+        first = FirstLayer(network, points, torch.Generator().manual_seed(1000 * seed + draw))
+        given.append(_given(first, size, form, features, 1000 * seed + 2 * draw))
     return MixedKernel(given, limit, network.width)
 
 
-class _First:
+def _given(first: "FirstLayer", size: int, form: str, features: int, seed: int) -> LinkedKernel:
+    """The kernel of networks with this first layer; that of the second layer has its infinite-width limit exactly."""
+    upper, images = first.rest()
+    channel = Channel(upper, images)
+    outputs, copies = channel.outputs, min(channel.outputs, channel.rank)
+    read = channel.readout_features(normals(READOUTS // channel.rank, channel.entries, seed))
+    count = max(FEWEST, features // (channel.entries * copies), -(-2 * size // (channel.entries * copies)))
+    normal = normals(count, channel.entries + channel.signals, seed + 1)
+    filters, signal = normal.split([channel.entries, channel.signals], 1)
+    signal = signal.view(count, outputs, -1)
+    if copies < outputs:  # a channel's features reach as many directions of output space as it has readout positions
+        signal = torch.linalg.qr(signal).R
+    _, slopes = channel.activate(filters)
+    gates = channel.gates(signal, slopes)
+    own = torch.einsum("mqsn,nks->mkqn", gates, channel.patches) * (copies / outputs) ** 0.5
+    families = [SampledFamily(rows[..., :size], rows[..., size:]) for rows in (read, own)]
+    kernel = SampledKernel(families).matched(point_kernel(infinite_ntk(upper, images).ntk, size))
+    second = kernel.families[1]
+    own = torch.cat([second.features, second.features_eval], 3) * (outputs / copies) ** 0.5
+    below = first.features(filters, gates / channel.scale)
+    linked = LinkedFamily(own, below[:, :, None], outputs)
+    if form == "trace":
+        unit = outputs**-0.5
+        linked = LinkedFamily(own.flatten(1, 2)[:, :, None] * unit, below[:, :, :, None] * unit, sides=outputs)
+    return LinkedKernel(size, linked, kernel.families[:1], kernel.fixed)
+
+
+class FirstLayer:
     """A draw of the first layer. Axes: m channels, n points, s positions, k entries of a trained patch, c outputs."""
 
     def __init__(self, network: CNN, points: Tensor, generator: torch.Generator) -> None:
@@ -95,6 +115,9 @@ class _First:
         self.patches = trained_patches(first, points)
         values, self.slopes = self._activate(self._normal(self.width, self.patches.shape[1]), self.patches)
         self.outputs = values.transpose(0, 1).unflatten(2, self.image)  # (n, m, h, w)
+        # principal axes of the patches: between these, the first layer's noise is least correlated
+        _, axes = torch.linalg.eigh(torch.einsum("nks,nls->kl", self.patches, self.patches))
+        self.patches = axes.T @ self.patches
 
     def rest(self) -> tuple[CNN, Tensor]:
         """The network above, of one convolution, and the images that it sees."""
@@ -116,37 +139,25 @@ class _First:
         )
         return upper, sigma * self.outputs
 
-    def features(self, form: str, count: int) -> Float64[Tensor, "r k c n"]:
-        """Examples of the first layer's blocks; of each channel as many."""
-        found = torch.cat(list(self._examples()), 1)  # (m, e, c, k, n)
-        rows = found.shape[3] * (1 if form == "full" else self.network.num_outputs)
-        wanted = max(1, count // (self.width * rows))
-        chosen = torch.rand(self.width, wanted, len(found[0]), generator=self.generator).argsort(2)[..., : self.width]
-        signs = torch.randint(2, chosen.shape, generator=self.generator).double() * 2 - 1
-        mixing = torch.zeros(self.width, wanted, found.shape[1], dtype=torch.float64)
-        mixing.scatter_(2, chosen, signs)
-        sums = torch.einsum("mae,meckn->mackn", mixing, found).flatten(0, 1)
-        if form == "full":
-            return sums.transpose(1, 2)
-        return sums.flatten(1, 2)[:, :, None] / self.network.num_outputs**0.5
+    def features(
+        self, filters: Float64[Tensor, "e k"], gates: Float64[Tensor, "e q s n"]
+    ) -> Float64[Tensor, "e l q n"]:
+        """What channels of the second layer with these filters bring to the weights l of the first one, times N.
 
-    def _examples(self) -> Iterator[Float64[Tensor, "m e c k n"]]:
-        """What single channels of the second layer bring to the first one's features."""
+        ``gates``: slope times signal at each position of the second layer, before the readout's scale.
+        """
         network, second, readout = self.network, self.second, self.network.readout
-        patches = trained_patches(second, self.outputs)
-        positions, outputs = patches.shape[2], network.num_outputs
-        scale = readout.weight_std * readout.weight_scale * (network.width / network.kernel_scale) ** 0.5
+        scale = readout.weight_scale * network.width / network.kernel_scale**0.5
         if network.pooled:
-            scale /= positions
-        for _ in range(0, max(SIGNALS, 2 * self.width), PIECE):
-            filters = self._normal(PIECE, patches.shape[1])
-            _, slopes = self._activate(filters, patches)
-            signal = scale * self._normal(PIECE * outputs, 1 if network.pooled else positions).view(PIECE, outputs, -1)
-            gates = signal.expand(-1, -1, positions)[:, :, None] * slopes[:, None]  # (e, c, n, s)
-            weights = second.weight_scale * filters[:, : second.fan_in]
-            back = torch.einsum("ek,ecns->ecnks", weights, gates).flatten(0, 2)
-            images = self.above.fold(back, *self.image).view(*gates.shape[:3], self.width, -1)
-            yield torch.einsum("ecnms,mns,nks->meckn", images, self.slopes, self.patches)
+            scale /= gates.shape[2]
+        weights = scale * second.weight_scale * filters[:, : second.fan_in]
+        found = []
+        for weight, gate in zip(weights, gates, strict=True):
+            back = weight[:, None] * gate.transpose(1, 2).flatten(0, 1)[:, None]  # (q n, k, s)
+            images = self.above.fold(back, *self.image).view(len(gate), -1, self.width, self.patches.shape[2])
+            signal = (images * self.slopes.transpose(0, 1)).transpose(0, 1).flatten(1, 2)  # (n, q m, s)
+            found.append((signal @ self.patches.mT).unflatten(1, (len(gate), -1)))  # (n, q, m, k)
+        return torch.stack(found).flatten(3).permute(0, 3, 2, 1)
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)

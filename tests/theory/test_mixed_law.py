@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from ridgescope.theory.blocks import MixedKernel, SampledFamily, SampledKernel, mixed_law, sampled_law
+from ridgescope.theory.blocks import (
+    LinkedFamily,
+    LinkedKernel,
+    MixedKernel,
+    SampledFamily,
+    SampledKernel,
+    mixed_law,
+    sampled_law,
+)
 
 P, T, RANK, WIDTH = 24, 7, 5, 6
 
@@ -11,7 +19,13 @@ P, T, RANK, WIDTH = 24, 7, 5, 6
 @pytest.fixture
 def kernels(generator):
     blocks = torch.randn(3, 6, RANK, 1, P + T, generator=generator, dtype=torch.float64)
-    return [SampledKernel([SampledFamily(one[..., :P], one[..., P:])]) for one in blocks]
+    nothing = torch.zeros(1, 1, 1, P + T, dtype=torch.float64)
+    none = LinkedFamily(nothing, nothing[:, :, None])
+    return [LinkedKernel(P, none, [SampledFamily(one[..., :P], one[..., P:])]) for one in blocks]
+
+
+def sampled(kernel):
+    return SampledKernel(kernel.families)
 
 
 @pytest.fixture
@@ -20,8 +34,8 @@ def targets(generator):
 
 
 def test_one_draw_is_the_sampled_law(kernels, targets):
-    law = mixed_law(MixedKernel(kernels[:1], kernels[0].limit(), WIDTH), *targets, ridge=1e-2)
-    expected = sampled_law(kernels[0], *targets, width=WIDTH, ridge=1e-2)
+    law = mixed_law(MixedKernel(kernels[:1], sampled(kernels[0]).limit(), WIDTH), *targets, ridge=1e-2)
+    expected = sampled_law(sampled(kernels[0]), *targets, width=WIDTH, ridge=1e-2)
     for name in ("kappa1", "kappa_features", "dkappa1_dridge", "gamma1", "test", "test_variance", "train", "loo"):
         torch.testing.assert_close(getattr(law, name), getattr(expected, name), rtol=1e-5, atol=0, msg=name)
 
@@ -29,8 +43,8 @@ def test_one_draw_is_the_sampled_law(kernels, targets):
 def test_draws_are_averaged_and_the_risk_is_split_at_their_common_mean(kernels, targets):
     weights = torch.rand(P, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
     y, z = targets
-    law = mixed_law(MixedKernel(kernels, kernels[0].limit(), WIDTH), y, z, ridge=1e-2, weights=weights)
-    each = [sampled_law(k, y, z, width=WIDTH, ridge=1e-2, weights=weights) for k in kernels]
+    law = mixed_law(MixedKernel(kernels, sampled(kernels[0]).limit(), WIDTH), y, z, ridge=1e-2, weights=weights)
+    each = [sampled_law(sampled(k), y, z, width=WIDTH, ridge=1e-2, weights=weights) for k in kernels]
 
     def mean(name):
         return torch.stack([getattr(one, name) for one in each]).mean(0)
@@ -42,13 +56,18 @@ def test_draws_are_averaged_and_the_risk_is_split_at_their_common_mean(kernels, 
     torch.testing.assert_close(law.test_bias, bias, rtol=1e-5, atol=0)
     assert float(law.test_variance) > float(mean("test_variance"))
     again = mixed_law(
-        MixedKernel(kernels, kernels[0].limit(), WIDTH), y, z, ridge=1e-2, weights=weights, start=law.orders[:2]
+        MixedKernel(kernels, sampled(kernels[0]).limit(), WIDTH),
+        y,
+        z,
+        ridge=1e-2,
+        weights=weights,
+        start=law.orders[:2],
     )
     torch.testing.assert_close(again.test, law.test, rtol=1e-5, atol=0)
 
 
 def test_dkappa_dridge_is_the_difference_quotient(kernels, targets):
-    mixture, ridge, step = MixedKernel(kernels, kernels[0].limit(), WIDTH), 1e-2, 1e-3
+    mixture, ridge, step = MixedKernel(kernels, sampled(kernels[0]).limit(), WIDTH), 1e-2, 1e-3
     low, high = (float(mixed_law(mixture, targets[0], ridge=ridge + s).kappa1) for s in (-step, step))
     law = mixed_law(mixture, targets[0], ridge=ridge)
     assert float(law.dkappa1_dridge) == pytest.approx((high - low) / (2 * step), rel=1e-2)
@@ -56,4 +75,4 @@ def test_dkappa_dridge_is_the_difference_quotient(kernels, targets):
 
 def test_a_mixture_of_nothing_is_named(kernels, targets):
     with pytest.raises(ValueError, match="needs at least one draw of the lower layer"):
-        mixed_law(MixedKernel([], kernels[0].limit(), WIDTH), *targets, ridge=1e-2)
+        mixed_law(MixedKernel([], sampled(kernels[0]).limit(), WIDTH), *targets, ridge=1e-2)

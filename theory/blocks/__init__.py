@@ -10,6 +10,7 @@ from ridgescope.theory.blocks.families import (
     point_kernel,
 )
 from ridgescope.theory.blocks.law import BlockKernel, BlockPrediction, block_law
+from ridgescope.theory.blocks.linked import LinkedFamily, LinkedKernel
 from ridgescope.theory.blocks.mixture import MixedKernel, mixed_law
 from ridgescope.theory.blocks.pool import BlockPoolPrediction, block_pool_law
 from ridgescope.theory.blocks.sampled import SampledFamily, SampledKernel, sampled_law
@@ -23,6 +24,8 @@ __all__ = [
     "BlockPrediction",
     "DeepKernel",
     "HiddenLayer",
+    "LinkedFamily",
+    "LinkedKernel",
     "MixedKernel",
     "PointKernel",
     "SampledFamily",

@@ -18,7 +18,8 @@ from torch import Tensor
 from ridgescope.theory._checks import Number
 from ridgescope.theory.blocks.families import PointKernel
 from ridgescope.theory.blocks.law import BlockPrediction
-from ridgescope.theory.blocks.sampled import Averages, SampledKernel, SampledProblem
+from ridgescope.theory.blocks.linked import LinkedKernel, LinkedProblem
+from ridgescope.theory.blocks.sampled import Averages
 
 TOLERANCE = 1e-7  # relative change in one iteration: far below the error of a few draws
 
@@ -27,7 +28,7 @@ TOLERANCE = 1e-7  # relative change in one iteration: far below the error of a f
 class MixedKernel:
     """Equally likely kernels ``given`` each draw of a lower layer of ``width``; ``limit``: the kernel at width inf."""
 
-    given: Sequence[SampledKernel]
+    given: Sequence[LinkedKernel]
     limit: PointKernel
     width: int
 
@@ -51,10 +52,11 @@ def mixed_law(
         size = len(kernel.limit.train)
         raise ValueError(f"a mixture of {size} points needs at least one draw of the lower layer, got none")
     problems = [
-        SampledProblem(given, targets, kernel.width, ridge, weights, kernel.limit, TOLERANCE) for given in kernel.given
+        LinkedProblem(given, targets, kernel.width, ridge, weights, kernel.limit, TOLERANCE) for given in kernel.given
     ]
-    found = [problem.solve(start[draw % len(start)] if start else None) for draw, problem in enumerate(problems)]
-    return problems[0].assembled(_mean(found), eval_targets)
+    starts = [start[i : i + 2] for i in range(0, len(start), 2)] if start else [None]
+    found = [problem.solve(starts[draw % len(starts)]) for draw, problem in enumerate(problems)]
+    return _mean(found).prediction(problems[0].checked, kernel.limit.train, eval_targets)
 
 
 def _mean(found: Sequence[Averages]) -> Averages:
@@ -72,6 +74,6 @@ def _mean(found: Sequence[Averages]) -> Averages:
         mean("slope"),
         mean("predictor"),
         mean("variance") + between("predictor"),
-        [one.orders[0] for one in found],
+        [order for one in found for order in one.orders],
         max(one.iterations for one in found),
     )

@@ -118,13 +118,13 @@ def sampled_law(
     Raises ``ValueError`` for width < 1, ridge <= 0 and equal training points; ``RuntimeError`` where an iteration does
     not converge.
     """
-    problem = SampledProblem(kernel, targets, width, ridge, weights)
-    return problem.assembled(problem.solve(start[0] if start else None), eval_targets)
+    problem = _Problem(kernel, targets, width, ridge, weights)
+    return problem.solve(start[0] if start else None).prediction(problem.checked, problem.limit.train, eval_targets)
 
 
 @dataclass(frozen=True)
 class Averages:
-    """What `assembled` makes a prediction from; all but ``spread`` and ``variance`` are linear in the resolvent."""
+    """What a prediction is made of; all but ``spread`` and ``variance`` are linear in the resolvent."""
 
     inverse: Float64[Tensor, "p p"]
     alpha: Float64[Tensor, "p c"]
@@ -135,10 +135,31 @@ class Averages:
     orders: list[Tensor]
     iterations: int
 
+    def prediction(
+        self,
+        problem: tuple[Tensor, Tensor, Tensor],
+        limit: Float64[Tensor, "p p"],
+        eval_targets: Float64[Tensor, "t c"] | None,
+    ) -> BlockPrediction:
+        """``problem``: what `checked_problem` returns; ``limit``: the kernel at infinite width, on training points."""
+        _, weights, ridge = problem
+        return assembled(
+            self.inverse,
+            self.alpha,
+            self.spread,
+            self.slope,
+            self.predictor,
+            self.variance,
+            limit=limit,
+            weights=weights,
+            ridge=ridge,
+            eval_targets=eval_targets,
+            orders=self.orders,
+            iterations=self.iterations,
+        )
 
-class SampledProblem:
-    """The problem of `sampled_law`; ``limit`` is the kernel at infinite width where it is not that of the examples."""
 
+class _Problem:
     def __init__(
         self,
         kernel: SampledKernel,
@@ -146,14 +167,12 @@ class SampledProblem:
         width: Number,
         ridge: Number,
         weights: Tensor | None,
-        limit: PointKernel | None = None,
-        tolerance: float = TOLERANCE,
     ) -> None:
-        self.tolerance = tolerance
         self.kernel, self.share = kernel, 1 / float(checked_width(width))
         self.size = kernel.families[0].features.shape[-1]
-        self.targets, self.weights, self.ridge = checked_problem(targets, weights, ridge, self.size)
-        self.limit = kernel.limit() if limit is None else limit
+        self.checked = checked_problem(targets, weights, ridge, self.size)
+        self.targets, self.weights, self.ridge = self.checked
+        self.limit = kernel.limit()
         require_distinct(self.limit.train)
         self.base = torch.diag(self.size * self.ridge / self.weights)
         self.begin = self.kernel.limit().train
@@ -167,7 +186,7 @@ class SampledProblem:
             [self.begin if start is None else start],
             [1 / float(self.begin.norm())],
             lambda s: int(torch.linalg.cholesky_ex(self.base + symmetric(s[0]))[1]) == 0,
-            tolerance=self.tolerance,
+            tolerance=TOLERANCE,
         )
         inverse, weights = self.resolvent(state[0]), self.weights
         alpha = inverse @ self.targets
@@ -184,22 +203,6 @@ class SampledProblem:
             iterations,
         )
 
-    def assembled(self, averages: Averages, eval_targets: Tensor | None) -> BlockPrediction:
-        return assembled(
-            averages.inverse,
-            averages.alpha,
-            averages.spread,
-            averages.slope,
-            averages.predictor,
-            averages.variance,
-            limit=self.limit.train,
-            weights=self.weights,
-            ridge=self.ridge,
-            eval_targets=eval_targets,
-            orders=averages.orders,
-            iterations=averages.iterations,
-        )
-
     def resolvent(self, kernel: Tensor) -> Tensor:
         return mean_inverse([], self.base + kernel, [])
 
@@ -212,8 +215,8 @@ class SampledProblem:
             for rows, others in zip(*parts, strict=True):
                 gram = (rows @ inverse).flatten(2) @ rows.flatten(2).mT * self.share
                 factor = torch.linalg.cholesky(one + (gram + gram.mT) / 2)
-                reach = _forward(factor, others) if evaluation else others[..., :0]
-                yield 1 / (examples * copies), _forward(factor, rows), reach
+                reach = forward(factor, others) if evaluation else others[..., :0]
+                yield 1 / (examples * copies), forward(factor, rows), reach
 
     def shrunk(self, inverse: Tensor) -> Tensor:
         """E[R]."""
@@ -229,13 +232,13 @@ class SampledProblem:
         def pull(state: list[Tensor]) -> list[Tensor]:
             seen, total = probe + inverse @ state[0] @ inverse, torch.zeros_like(probe)
             for weight, root, _ in roots:
-                answer = _within(root, seen) @ root.flatten(2)
+                answer = within(root, seen) @ root.flatten(2)
                 total += weight * self.share * (root.flatten(0, 2).T @ answer.reshape(-1, self.size))
             return [symmetric(total)]
 
         begin = pull([torch.zeros_like(probe)])
         scale = float(begin[0].norm())
-        return iterate(pull, begin, [1 / scale], tolerance=self.tolerance)[0][0] if scale > 0 else begin[0]
+        return iterate(pull, begin, [1 / scale], tolerance=TOLERANCE)[0][0] if scale > 0 else begin[0]
 
     def evaluate(self, inverse: Tensor, alpha: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Mean predictions (T, C) and variances (T,)."""
@@ -243,7 +246,7 @@ class SampledProblem:
         cross, noise, own = (torch.zeros_like(x) for x in (self.limit.cross, self.limit.cross, self.limit.own))
         for weight, root, reach in self.roots(inverse, evaluation=True):
             rows, others = root.flatten(0, 2), reach.flatten(0, 2)
-            answer = (_within(root, seen) @ reach.flatten(2)).reshape(others.shape)
+            answer = (within(root, seen) @ reach.flatten(2)).reshape(others.shape)
             cross += weight * (others.T @ rows)
             noise += weight * self.share * (answer.T @ rows)
             own += weight * self.share * (answer * others).sum(0)
@@ -254,11 +257,11 @@ class SampledProblem:
         return cross @ alpha, variance
 
 
-def _forward(factor: Tensor, rows: Tensor) -> Tensor:
+def forward(factor: Tensor, rows: Tensor) -> Tensor:
     """``factor^-1 rows`` for (m, r, r) and (m, r, q, n)."""
     return torch.linalg.solve_triangular(factor, rows.flatten(2), upper=False).view(rows.shape)
 
 
-def _within(root: Tensor, matrix: Tensor) -> Tensor:
+def within(root: Tensor, matrix: Tensor) -> Tensor:
     """``X^T matrix X`` of each example, summed over copies: (m, r, r)."""
     return (root @ matrix).flatten(2) @ root.flatten(2).mT
