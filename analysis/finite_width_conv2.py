@@ -29,12 +29,11 @@ from ridgescope.theory.blocks import (
     PointKernel,
     SampledFamily,
     SampledKernel,
-    point_kernel,
 )
 
 DRAWS = 16  # of the first layer
 FEATURES = 8192  # of all examples of the second layer's filters together, for each draw
-FEWEST = 8  # of these examples
+FEWEST = 4  # of these examples
 READOUTS = 2048  # features of the readout
 
 
@@ -61,12 +60,8 @@ def two_convolutions_kernel(
             "the law of two convolutions is derived for parameterisation='ntk' and 'mup', got 'standard', where the "
             "layers' shares of the kernel depend on the width"
         )
-    limit = PointKernel(
-        infinite_ntk(network, x_train).ntk,
-        infinite_ntk(network, x_eval, x_train).ntk,
-        torch.full((len(x_eval),), torch.nan, dtype=torch.float64),
-    )
     points, size = torch.cat([x_train, x_eval]).double().reshape(-1, *network.in_shape), len(x_train)
+    limit = _limit(network, points, size)
     given = []
     for draw in range(draws):
         first = FirstLayer(network, points, torch.Generator().manual_seed(1000 * seed + draw))
@@ -90,15 +85,22 @@ def _given(first: "FirstLayer", size: int, form: str, features: int, seed: int) 
     gates = channel.gates(signal, slopes)
     own = torch.einsum("mqsn,nks->mkqn", gates, channel.patches) * (copies / outputs) ** 0.5
     families = [SampledFamily(rows[..., :size], rows[..., size:]) for rows in (read, own)]
-    kernel = SampledKernel(families).matched(point_kernel(infinite_ntk(upper, images).ntk, size))
+    kernel = SampledKernel(families).matched(_limit(upper, images, size))
     second = kernel.families[1]
     own = torch.cat([second.features, second.features_eval], 3) * (outputs / copies) ** 0.5
     below = first.features(filters, gates / channel.scale)
-    linked = LinkedFamily(own, below[:, :, None], outputs)
+    linked = LinkedFamily(own, below[:, :, :, None], outputs)
     if form == "trace":
         unit = outputs**-0.5
-        linked = LinkedFamily(own.flatten(1, 2)[:, :, None] * unit, below[:, :, :, None] * unit, sides=outputs)
+        linked = LinkedFamily(own.flatten(1, 2)[:, :, None] * unit, below[..., None, :] * unit, sides=outputs)
     return LinkedKernel(size, linked, kernel.families[:1], kernel.fixed)
+
+
+def _limit(network: CNN, points: Tensor, size: int) -> PointKernel:
+    """Infinite width, among and with the training points: no more is needed."""
+    train, others = points[:size], points[size:]
+    nothing = torch.full((len(others),), torch.nan, dtype=torch.float64)
+    return PointKernel(infinite_ntk(network, train).ntk, infinite_ntk(network, others, train).ntk, nothing)
 
 
 class FirstLayer:
@@ -115,9 +117,6 @@ class FirstLayer:
         self.patches = trained_patches(first, points)
         values, self.slopes = self._activate(self._normal(self.width, self.patches.shape[1]), self.patches)
         self.outputs = values.transpose(0, 1).unflatten(2, self.image)  # (n, m, h, w)
-        # principal axes of the patches: between these, the first layer's noise is least correlated
-        _, axes = torch.linalg.eigh(torch.einsum("nks,nls->kl", self.patches, self.patches))
-        self.patches = axes.T @ self.patches
 
     def rest(self) -> tuple[CNN, Tensor]:
         """The network above, of one convolution, and the images that it sees."""
@@ -141,8 +140,8 @@ class FirstLayer:
 
     def features(
         self, filters: Float64[Tensor, "e k"], gates: Float64[Tensor, "e q s n"]
-    ) -> Float64[Tensor, "e l q n"]:
-        """What channels of the second layer with these filters bring to the weights l of the first one, times N.
+    ) -> Float64[Tensor, "e l g q n"]:
+        """What second channels with these filters bring to the weights g of first channels l, times N.
 
         ``gates``: slope times signal at each position of the second layer, before the readout's scale.
         """
@@ -150,14 +149,18 @@ class FirstLayer:
         scale = readout.weight_scale * network.width / network.kernel_scale**0.5
         if network.pooled:
             scale /= gates.shape[2]
-        weights = scale * second.weight_scale * filters[:, : second.fan_in]
-        found = []
-        for weight, gate in zip(weights, gates, strict=True):
-            back = weight[:, None] * gate.transpose(1, 2).flatten(0, 1)[:, None]  # (q n, k, s)
-            images = self.above.fold(back, *self.image).view(len(gate), -1, self.width, self.patches.shape[2])
-            signal = (images * self.slopes.transpose(0, 1)).transpose(0, 1).flatten(1, 2)  # (n, q m, s)
-            found.append((signal @ self.patches.mT).unflatten(1, (len(gate), -1)))  # (n, q, m, k)
-        return torch.stack(found).flatten(3).permute(0, 3, 2, 1)
+        # slope times patch at each tap of each second filter; summed over the taps, then over its positions
+        images = (
+            (self.slopes.transpose(0, 1)[:, :, None] * self.patches[:, None]).flatten(1, 2).unflatten(2, self.image)
+        )
+        seen = self.above.patches(images).unflatten(1, (self.width, self.patches.shape[1], -1))  # (n, l, g, tap, s)
+        weights = scale * second.weight_scale * filters[:, : second.fan_in].unflatten(1, (self.width, -1))
+        swept = weights.transpose(0, 1) @ seen.permute(1, 3, 2, 4, 0).flatten(2)  # (l, e, g s n)
+        swept = swept.unflatten(2, (self.patches.shape[1], seen.shape[4], -1)).transpose(0, 1)  # (e, l, g, s, n)
+        found = torch.zeros(*swept.shape[:3], gates.shape[1], swept.shape[4], dtype=torch.float64)
+        for position, gate in enumerate(gates.unbind(2)):
+            found += swept[:, :, :, None, position] * gate[:, None, None]
+        return found
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)

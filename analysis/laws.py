@@ -41,7 +41,6 @@ LAWS = 4  # version of a file of laws; another one is computed again
 POOL_POINTS = 400
 # The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
 LARGEST = 500
-# Of two convolutions, points times outputs: with ten outputs a training set of 100 takes 44 s at width 64.
 LARGEST_TWO_CONVOLUTIONS = 200
 # of the first of two convolutions, for each training set: a cell's average is over its training sets as well
 DRAWS = 1
@@ -167,9 +166,7 @@ def _at_these_sets(network: nn.Module, data: PreparedData, rows: pd.DataFrame, w
 def _require_affordable(network: nn.Module, size: int) -> None:
     if isinstance(network, MLP) and network.depth == 1:
         return
-    largest = LARGEST
-    if isinstance(network, CNN) and network.depth == 2:
-        largest = LARGEST_TWO_CONVOLUTIONS // network.num_outputs
+    largest = LARGEST_TWO_CONVOLUTIONS if isinstance(network, CNN) and network.depth == 2 else LARGEST
     if size > largest:
         raise ValueError(
             f"{size} training points: the law of this architecture is computed up to {largest} in an analysis; "

@@ -20,7 +20,7 @@ P, T, RANK, WIDTH = 24, 7, 5, 6
 def kernels(generator):
     blocks = torch.randn(3, 6, RANK, 1, P + T, generator=generator, dtype=torch.float64)
     nothing = torch.zeros(1, 1, 1, P + T, dtype=torch.float64)
-    none = LinkedFamily(nothing, nothing[:, :, None])
+    none = LinkedFamily(nothing, nothing[:, :, None, None])
     return [LinkedKernel(P, none, [SampledFamily(one[..., :P], one[..., P:])]) for one in blocks]
 
 
