@@ -104,10 +104,10 @@ def _limit(network: CNN, points: Tensor, size: int) -> PointKernel:
 
 
 class FirstLayer:
-    """A draw of the first layer. Axes: m channels, n points, s positions, k entries of a trained patch, c outputs."""
+    """A draw of the first layer: ``filters`` (m, k). Axes: m channels, n points, s positions, k entries of a patch."""
 
     def __init__(self, network: CNN, points: Tensor, generator: torch.Generator) -> None:
-        self.network, self.generator, self.width = network, generator, network.width
+        self.network, self.width = network, network.width
         first, second = network.hidden
         assert isinstance(first, ScaledConv2d)
         assert isinstance(second, ScaledConv2d)
@@ -115,7 +115,9 @@ class FirstLayer:
         geometry, self.above = Geometry.of(first), Geometry.of(self.second)
         self.image = geometry.positions(*points.shape[2:])
         self.patches = trained_patches(first, points)
-        values, self.slopes = self._activate(self._normal(self.width, self.patches.shape[1]), self.patches)
+        self.filters = torch.randn(self.width, self.patches.shape[1], generator=generator, dtype=torch.float64)
+        z = torch.einsum("mk,nks->mns", self.filters, self.patches)
+        values, self.slopes = with_slopes(ACTIVATIONS[network.activation].function, z)
         self.outputs = values.transpose(0, 1).unflatten(2, self.image)  # (n, m, h, w)
 
     def rest(self) -> tuple[CNN, Tensor]:
@@ -150,9 +152,8 @@ class FirstLayer:
         if network.pooled:
             scale /= gates.shape[2]
         # slope times patch at each tap of each second filter; summed over the taps, then over its positions
-        images = (
-            (self.slopes.transpose(0, 1)[:, :, None] * self.patches[:, None]).flatten(1, 2).unflatten(2, self.image)
-        )
+        images = self.slopes.transpose(0, 1)[:, :, None] * self.patches[:, None]  # (n, l, g, s)
+        images = images.flatten(1, 2).unflatten(2, self.image)
         seen = self.above.patches(images).unflatten(1, (self.width, self.patches.shape[1], -1))  # (n, l, g, tap, s)
         weights = scale * second.weight_scale * filters[:, : second.fan_in].unflatten(1, (self.width, -1))
         swept = weights.transpose(0, 1) @ seen.permute(1, 3, 2, 4, 0).flatten(2)  # (l, e, g s n)
@@ -161,11 +162,3 @@ class FirstLayer:
         for position, gate in enumerate(gates.unbind(2)):
             found += swept[:, :, :, None, position] * gate[:, None, None]
         return found
-
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
-
-    def _activate(self, filters: Float64[Tensor, "m k"], patches: Float64[Tensor, "n k s"]) -> tuple[Tensor, Tensor]:
-        """``phi(z)`` and ``phi'(z)``, (m, n, s)."""
-        z = torch.einsum("mk,nks->mns", filters, patches)
-        return with_slopes(ACTIVATIONS[self.network.activation].function, z)

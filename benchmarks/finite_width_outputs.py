@@ -1,9 +1,11 @@
 """Ten outputs: the finite-width law of the full C x C tangent kernel and of its trace form, against drawn kernels.
 
     python benchmarks/finite_width_outputs.py [--models mlp cnn] [--depths 1 2 3] [--widths 64 256] [--draws 24]
+    python benchmarks/finite_width_outputs.py --models cnn --depths 2 --strides 2 2 --activation gelu --first-layers 4
 
-Digits, one-hot targets, ReLU, ntk parameterisation; the CNN has one convolution. Prints a Markdown table: risk of both
-forms, simulated and predicted, and the infinite-width risk, which is the same for both.
+Digits, one-hot targets, ntk parameterisation. Prints a Markdown table: risk of both forms, simulated and predicted, and
+the infinite-width risk, which is the same for both. ``--first-layers J``: of two convolutions, the drawn networks and
+the law have the same J first layers, so that no error of their number is left.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.analysis.finite_width import Form, law_kernel, law_of
+from ridgescope.analysis.finite_width_conv2 import DRAWS, FirstLayer
 from ridgescope.analysis.regression import full_kernel_ridge
 from ridgescope.models import CNN, MLP, Network, empirical_ntk, infinite_ntk
 from ridgescope.theory import kernel_ridge
@@ -22,9 +25,19 @@ SIZE, TESTS = 100, 200
 FORMS: tuple[Form, ...] = ("full", "trace")
 
 
-def architecture(model: str, depth: int, width: int, outputs: int, seed: int) -> Network:
-    options = {"width": width, "depth": depth, "activation": "relu", "generator": torch.Generator().manual_seed(seed)}
-    return CNN((1, 8, 8), outputs, **options) if model == "cnn" else MLP((1, 8, 8), outputs, **options)
+def architecture(model: str, depth: int, width: int, outputs: int, draw: int, options: argparse.Namespace) -> Network:
+    generator = torch.Generator().manual_seed(1000 * width + draw)
+    chosen = {"width": width, "depth": depth, "activation": options.activation, "generator": generator}
+    if model == "mlp":
+        return MLP((1, 8, 8), outputs, **chosen)
+    strides = options.strides if len(options.strides) == depth else 1
+    network = CNN((1, 8, 8), outputs, strides=strides, **chosen)
+    if options.first_layers and depth == 2:
+        held = torch.Generator().manual_seed(draw % options.first_layers)
+        first = FirstLayer(network, torch.zeros(1, 1, 8, 8, dtype=torch.float64), held)
+        with torch.no_grad():
+            network.hidden[0].weight.copy_(first.filters.view_as(network.hidden[0].weight))
+    return network
 
 
 def drawn_risks(network: Network, x: Tensor, y: Tensor, ridges: list[float]) -> list[list[float]]:
@@ -43,14 +56,15 @@ def drawn_risks(network: Network, x: Tensor, y: Tensor, ridges: list[float]) -> 
 
 
 def compare(model: str, depth: int, width: int, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
-    networks = [architecture(model, depth, width, y.shape[1], 1000 * width + draw) for draw in range(options.draws)]
+    networks = [architecture(model, depth, width, y.shape[1], draw, options) for draw in range(options.draws)]
     found = torch.tensor([drawn_risks(network, x, y, options.ridges) for network in networks])
     mean, error = found.mean(0), found.std(0) / options.draws**0.5
     limit = infinite_ntk(networks[0], x).ntk
     cells: list[list[str]] = [[] for _ in options.ridges]
-    for k, form in enumerate(FORMS):
+    for form in options.forms:
+        k = FORMS.index(form)
         try:
-            kernel = law_kernel(networks[0], x[:SIZE], x[SIZE:], form=form)
+            kernel = law_kernel(networks[0], x[:SIZE], x[SIZE:], form=form, draws=options.first_layers or DRAWS)
         except ValueError as refusal:
             print(refusal)
             kernel = None
@@ -70,6 +84,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["mlp", "cnn"], default=["mlp"])
     parser.add_argument("--depths", nargs="+", type=int, default=[1])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--activation", default="relu")
+    parser.add_argument("--strides", nargs="+", type=int, default=[])
+    parser.add_argument("--first-layers", type=int, default=0)
     parser.add_argument("--draws", type=int, default=24)
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64, 256])
     parser.add_argument("--ridges", nargs="+", type=float, default=[1e-2, 1e-4])
@@ -78,7 +96,8 @@ def main() -> None:
     index = data.splits.train[0]
     x = torch.cat([data.pool_inputs[index], data.test_inputs])
     y = torch.cat([data.pool_targets[index], data.test_targets])
-    print("| model | depth | N | lam | full: drawn | law | trace: drawn | law | infinite width |\n" + "|---" * 9 + "|")
+    columns = "".join(f" {form}: drawn | law |" for form in options.forms)
+    print(f"| model | depth | N | lam |{columns} infinite width |\n" + "|---" * (5 + 2 * len(options.forms)) + "|")
     for model in options.models:
         for depth in options.depths:
             for width in options.widths:

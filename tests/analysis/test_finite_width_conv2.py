@@ -51,8 +51,7 @@ def test_examples_given_the_first_layer_have_the_mean_of_its_networks(digits, op
     upper, images = first.rest()
     rows = _given(first, len(x), "full", 20000, 0).linked.below[:, :, :, 0].flatten(1, 2)
     mean = torch.einsum("rkcn,rkcm->nm", rows, rows) / (2 * len(rows) * network.width)
-    held = torch.Generator().manual_seed(0)
-    weights = torch.randn(6, first.patches.shape[1], generator=held, dtype=torch.float64)
+    weights = first.filters
     drawn, whole = torch.zeros(16, 16, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
     above = torch.zeros_like(whole)
     for seed in range(networks):
