@@ -32,9 +32,9 @@ from ridgescope.theory.blocks import (
 )
 
 DRAWS = 16  # of the first layer
-FEATURES = 8192  # of all examples of the second layer's filters together, for each draw
-FEWEST = 4  # of these examples
-READOUTS = 2048  # features of the readout
+FEATURES = 1024  # of all examples of the second layer's filters together, for each draw
+FEWEST = 2  # of these examples
+READOUTS = 1024  # features of the readout
 
 
 def two_convolutions_kernel(
@@ -75,7 +75,7 @@ def _given(first: "FirstLayer", size: int, form: str, features: int, seed: int) 
     channel = Channel(upper, images)
     outputs, copies = channel.outputs, min(channel.outputs, channel.rank)
     read = channel.readout_features(normals(READOUTS // channel.rank, channel.entries, seed))
-    count = max(FEWEST, features // (channel.entries * copies), -(-2 * size // (channel.entries * copies)))
+    count = max(FEWEST, features // channel.entries)
     normal = normals(count, channel.entries + channel.signals, seed + 1)
     filters, signal = normal.split([channel.entries, channel.signals], 1)
     signal = signal.view(count, outputs, -1)

@@ -154,7 +154,8 @@ class LinkedProblem:
         alpha = inverse @ self.targets
         source = inverse @ (inverse / weights[:, None])  # G W^-1 G
         pieces = list(self._pieces(state, inverse))
-        (psi, below), (slope, _) = (self._response(pieces, inverse, probe) for probe in (alpha @ alpha.T, source))
+        psi, below = self._response(pieces, inverse, alpha @ alpha.T, self.tolerance)
+        slope, _ = self._response(pieces, inverse, source, 30 * self.tolerance)  # of a diagnostic
         return Averages(
             inverse,
             alpha,
@@ -273,7 +274,9 @@ class LinkedProblem:
         gram = (rows @ inverse).flatten(2) @ rows.flatten(2).mT * self.share
         return torch.linalg.cholesky((gram + gram.mT) / 2 + torch.eye(rows.shape[1], dtype=torch.float64))
 
-    def _response(self, pieces: list[_Piece], inverse: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    def _response(
+        self, pieces: list[_Piece], inverse: Tensor, probe: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
         """Psi on points, and N L^-1 Psi_H L^-T of the lower weights, H = L^-T L^-1."""
         kept = self.share / self.examples
         scale = 1 / (self.share**2 * self.examples * self.linked.sides)
@@ -293,7 +296,7 @@ class LinkedProblem:
 
         begin = pull([torch.zeros_like(probe), self._nothing()])
         units = [1 / (float(part.norm()) or 1.0) for part in begin]
-        (psi, below), _ = iterate(pull, begin, units, tolerance=self.tolerance)
+        (psi, below), _ = iterate(pull, begin, units, tolerance=tolerance)
         return psi, below
 
     def _weighed(self, weights: Float64[Tensor, "l g g"], rows: Tensor) -> Tensor:
