@@ -11,18 +11,17 @@ from ridgescope.theory.blocks import (
     SampledFamily,
     SampledKernel,
     mixed_law,
-    mixture,
     sampled_law,
 )
 
-P, T, RANK, LOWER, WIDTH = 24, 7, 5, 10, 20
+P, T, RANK, LOWER, WIDTH = 24, 7, 5, 10, 80
 RIDGE = 1e-2
 NAMES = ("kappa1", "dkappa1_dridge", "gamma1", "test", "test_variance", "train", "loo")
 
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    monkeypatch.setattr(mixture, "TOLERANCE", 1e-12)
+    monkeypatch.setattr("ridgescope.theory.blocks.mixture.TOLERANCE", 1e-12)
 
 
 def normal(generator, *shape):
@@ -42,7 +41,7 @@ def examples(generator, copies=1, lower=LOWER):
     scale = torch.linspace(0.2, 1.8, 6, dtype=torch.float64)[:, None, None, None]
     own, below = normal(generator, 6, RANK, copies, P + T), normal(generator, 6, lower, copies, P + T)
     both = torch.stack([below, below + normal(generator, *below.shape)], 2)
-    return scale * own, scale[:, None, None] * 0.4 * both[:, :, :, None]
+    return scale * own, scale[:, None, None] * 0.8 * both[:, :, :, None]
 
 
 def test_nothing_below_is_the_sampled_law(generator):
@@ -91,7 +90,7 @@ def test_dkappa_dridge_is_the_difference_quotient(generator):
 @pytest.mark.parametrize("form", ["full", "trace"])
 def test_kernels_drawn_from_the_examples_follow_the_law(generator, form):
     """Two outputs; each drawn channel is an example turned in output space, with signs of its lower channels."""
-    draws, outputs = 200, 2
+    draws, outputs = 150, 2
     own, below = examples(generator, copies=outputs)
     y = own[-1, :, 0].T @ normal(generator, RANK, outputs)
     found = []
@@ -121,5 +120,5 @@ def test_kernels_drawn_from_the_examples_follow_the_law(generator, form):
     predicted = law(linked, y[:P], y[P:])
     expected = torch.stack([1 / predicted.kappa1, predicted.test])
     error = sample.std(0) / draws**0.5
-    assert float(predicted.test_variance / predicted.test) > 0.05  # or the width would not matter
+    assert float(predicted.test_variance / predicted.test) > 0.03  # or the width would not matter
     assert ((sample.mean(0) - expected).abs() <= 4 * error + 0.02 * expected).all()  # 2 %: the cavity step's 1/N

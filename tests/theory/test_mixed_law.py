@@ -16,6 +16,11 @@ from ridgescope.theory.blocks import (
 P, T, RANK, WIDTH = 24, 7, 5, 6
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setattr("ridgescope.theory.blocks.mixture.TOLERANCE", 1e-7)
+
+
 @pytest.fixture
 def kernels(generator):
     blocks = torch.randn(3, 6, RANK, 1, P + T, generator=generator, dtype=torch.float64)
