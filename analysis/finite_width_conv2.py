@@ -32,8 +32,8 @@ from ridgescope.theory.blocks import (
 )
 
 DRAWS = 16  # of the first layer
-FEATURES = 512  # of all examples of the second layer's filters together, for each draw
-FEWEST = 2  # of these examples
+FEATURES = 1024  # of all examples of the second layer's filters together, for each draw
+FEWEST = 4  # of these examples
 READOUTS = 1024  # features of the readout
 
 
