@@ -42,6 +42,8 @@ POOL_POINTS = 400
 # The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
 LARGEST = 500
 LARGEST_TWO_CONVOLUTIONS = 200
+# Of two convolutions, points times outputs: a training set of 100, ten outputs, two ridges takes 3 to 7 s, of 200 8 s and more.
+LARGEST_OUTPUTS = 1000
 # of the first of two convolutions, for each training set: a cell's average is over its training sets as well
 DRAWS = 1
 
@@ -166,7 +168,9 @@ def _at_these_sets(network: nn.Module, data: PreparedData, rows: pd.DataFrame, w
 def _require_affordable(network: nn.Module, size: int) -> None:
     if isinstance(network, MLP) and network.depth == 1:
         return
-    largest = LARGEST_TWO_CONVOLUTIONS if isinstance(network, CNN) and network.depth == 2 else LARGEST
+    largest = LARGEST
+    if isinstance(network, CNN) and network.depth == 2:
+        largest = min(LARGEST_TWO_CONVOLUTIONS, LARGEST_OUTPUTS // network.num_outputs)
     if size > largest:
         raise ValueError(
             f"{size} training points: the law of this architecture is computed up to {largest} in an analysis; "
