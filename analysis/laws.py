@@ -42,7 +42,7 @@ POOL_POINTS = 400
 # The laws of depth and of a convolution take minutes for every training set above this; `finite_width_law` gives them.
 LARGEST = 500
 LARGEST_TWO_CONVOLUTIONS = 200
-# Of two convolutions, points times outputs: a training set of 100, ten outputs, two ridges takes 3 to 7 s, of 200 8 s and more.
+# Of two convolutions, points times outputs: with ten, 100 points take 3 to 7 s for two ridges and 200 take 8 s or more.
 LARGEST_OUTPUTS = 1000
 # of the first of two convolutions, for each training set: a cell's average is over its training sets as well
 DRAWS = 1
