@@ -162,16 +162,21 @@ def scored(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Per data, family, target and ratio: median errors in percent, coverage."""
+    """Per data, family, target and ratio: median errors in percent, coverage with its standard error over pilots (all
+    ridges of a pilot share its luck).
+    """
     rows = []
     for key, rows_of in table.groupby(["data", "family", "target", "ratio"], sort=True):
         names = dict(zip(("data", "family", "target", "P/M"), key, strict=True))
         medians = {m: 100 * float(rows_of[f"error {m}"].abs().median()) for m in ("risk", "ideal", *BASELINES)}
-        row = names | {"pairs": len(rows_of), "forecast": medians.pop("risk"), "ideal": medians.pop("ideal"), **medians}
+        row = names | {"pilots": rows_of["pilot"].nunique(), "pairs": len(rows_of)}
+        row |= {"forecast": medians.pop("risk"), "ideal": medians.pop("ideal"), **medians}
         row["best baseline"] = min(medians.values())
         row["forecast/best"] = row["forecast"] / row["best baseline"]
         row["bias"] = 100 * float(rows_of["error risk"].mean())
-        rows.append(row | {"covered": 100 * float(rows_of["covered"].mean()), "half-width": _half(rows_of)})
+        each = 100 * rows_of.groupby("pilot")["covered"].mean()
+        row |= {"covered": 100 * float(rows_of["covered"].mean()), "its se": float(each.std() / len(each) ** 0.5)}
+        rows.append(row | {"half-width": _half(rows_of)})
     return pd.DataFrame(rows)
 
 
@@ -245,6 +250,11 @@ def ridge_loss(predicted: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def within(losses: pd.Series) -> float:
+    """Share of losses of at most 1 %."""
+    return float((losses <= 1).mean())
+
+
 def markdown(table: pd.DataFrame, decimals: int = 1) -> str:
     """A Markdown table; integers stay integers."""
 
@@ -280,7 +290,8 @@ def main() -> None:
     losses = ridge_loss(predicted, runs[~runs["family"].str.startswith("width")])
     tables = {"scores": summary(table), "paired": paired(table)}
     tables["duels"] = duels(tables["paired"]) if len(tables["paired"]) else pd.DataFrame()
-    tables["ridges"] = losses.groupby(["data", "family", "target", "P"])["loss"].agg(["median", "max"]).reset_index()
+    loss = losses.groupby(["data", "family", "target", "P"])["loss"]
+    tables["ridges"] = loss.agg(["count", "median", "max"]).assign(within=100 * loss.agg(within)).reset_index()
     print(markdown(tables["scores"]))
     print(
         f"\nall: {len(table)} pairs of pilot and run, median error {100 * table['error risk'].abs().median():.1f} %, "
