@@ -5,9 +5,8 @@
     python benchmarks/finite_width_conv.py --summary FILE.csv ...
     python benchmarks/finite_width_conv.py --examples --features 2048 8192 32768
 
-One row per cell (data, readout, P, width, ridge): simulated and predicted test risk, the excess of the risk over
-infinite width, kappa_1 (inverse mean of the resolvent's trace), seconds. ntk parameterisation, 3x3 filters.
-Targets are the parity of the label. ``--examples`` computes the law from five sets of examples and draws nothing.
+One row per cell (`finite_width_cells`), ntk parameterisation, 3x3 filters; the same command goes on where it was
+interrupted. ``--examples`` computes the law from five sets of examples and draws nothing.
 ``--sets K`` repeats each cell for K training sets and says how far the law's mean is from theirs.
 ``--independent`` takes the readout's and the filters' part of each kernel from two networks, as the law does: what then
 is left of a deviation is the cavity step's.
@@ -15,114 +14,64 @@ is left of a deviation is the cavity step's.
 
 import argparse
 import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
-from finite_width_depth import inputs, regress
+from finite_width_cells import Row, cells, inputs, summary, sweep
+from torch import Tensor
 
 from ridgescope.analysis.finite_width import LawKernel, law_kernel, law_of
 from ridgescope.analysis.finite_width_conv import FEATURES, channel_kernel
 from ridgescope.models import CNN, empirical_ntk, infinite_ntk
-from ridgescope.theory.blocks import sampled_law
+from ridgescope.theory.blocks import BlockPrediction, SampledKernel, sampled_law
 
 RIDGES = [1e-2, 1e-3, 1e-4, 1e-5]
+BY = ["data", "readout", "P", "width"]
 
 
-def cells(
-    name: str, readout: str, size: int, width: int, training_set: int, options: argparse.Namespace
-) -> list[dict[str, object]]:
+def measure(labels: Row, ridges: list[float], options: argparse.Namespace) -> list[Row]:
+    name, size, width, training_set = (labels[key] for key in ("data", "P", "width", "set"))
     x, y = inputs(name, size, options.tests, training_set)
 
     def network(seed: int) -> CNN:
-        generator = torch.Generator().manual_seed(seed)
         return CNN(
             tuple(x.shape[1:]),
             y.shape[1],
             width=width,
             depth=len(options.strides),
-            readout=readout,
+            readout=labels["readout"],
             strides=options.strides,
             activation=options.activation,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
         )
 
-    began = time.perf_counter()
-    found = []
-    for draw in range(options.draws):
+    def drawn(draw: int) -> Tensor:
         seed = 1000 * width + draw + 100_000 * training_set
         one = network(seed)
-        if options.independent:
-            other = network(seed + 50_000_000)
-            kernel = empirical_ntk(one, None, x, form="trace", parameters=["readout"]) / one.kernel_scale
-            kernel = kernel + empirical_ntk(other, None, x, form="trace", parameters=["hidden"]) / one.kernel_scale
-        else:
-            kernel = empirical_ntk(one, None, x, form="trace") / one.kernel_scale
-        found.append(regress(kernel[:size, :size], kernel[size:, :size], y, options.ridges))
-    drawn_seconds = (time.perf_counter() - began) / len(options.ridges)
-    sample = torch.tensor(found, dtype=torch.float64)  # (draws, ridges, 2)
-    mean, error = sample.mean(0), sample.std(0) / options.draws**0.5
-    limit = infinite_ntk(network(0), x).ntk
+        if not options.independent:
+            return empirical_ntk(one, None, x, form="trace") / one.kernel_scale
+        kernel = empirical_ntk(one, None, x, form="trace", parameters=["readout"])
+        other = network(seed + 50_000_000)
+        return (kernel + empirical_ntk(other, None, x, form="trace", parameters=["hidden"])) / one.kernel_scale
+
     began = time.perf_counter()
     if len(options.strides) == 1:
         examples: LawKernel = channel_kernel(network(0), x[:size], x[size:], features=options.features[0])
     else:
         examples = law_kernel(network(0), x[:size], x[size:])
-    made_seconds = time.perf_counter() - began
-    of_limit = regress(limit[:size, :size], limit[size:, :size], y, options.ridges)
-    rows, start = [], None
-    for i, ridge in enumerate(options.ridges):
-        infinite = of_limit[i][1]
-        began = time.perf_counter()
-        law = law_of(examples, y[:size], y[size:], width=width, ridge=ridge, start=start)
-        seconds, start = time.perf_counter() - began, law.orders
-        row: dict[str, object] = {"data": name, "activation": options.activation}
-        row |= {"strides": " ".join(map(str, options.strides)), "readout": readout, "P": size}
-        row |= {"set": training_set, "width": width, "ridge": ridge, "independent": options.independent}
-        row |= {"features": options.features[0], "draws": options.draws}
-        row |= {"test": float(mean[i, 1]), "test_se": float(error[i, 1])}
-        row |= {"law_test": float(law.test), "infinite_test": infinite}
-        row |= {"kappa": 1 / float(mean[i, 0]), "law_kappa": float(law.kappa1)}
-        row |= {"seconds": seconds, "made_seconds": made_seconds}
-        row |= {"drawn_seconds": drawn_seconds, "iterations": law.iterations}
-        rows.append(row)
-        print(
-            f"{name} {readout} P={size} N={width} lam={ridge:.0e}  risk {mean[i, 1]:.4f} "
-            f"+-{100 * error[i, 1] / mean[i, 1]:.1f}% law {100 * (float(law.test) / mean[i, 1] - 1):+.1f}%  excess "
-            f"{100 * (mean[i, 1] / infinite - 1):+.0f}% ratio "
-            f"{(float(law.test) / infinite - 1) / (mean[i, 1] / infinite - 1):.2f}  kappa "
-            f"{100 * (float(law.kappa1) * mean[i, 0] - 1):+.1f}%  {seconds:.1f} s",
-            flush=True,
-        )
-    return rows
+    made = {"made_seconds": time.perf_counter() - began}
 
+    def law(ridge: float, start: list[Tensor] | None) -> BlockPrediction:
+        rest = {"ridge": ridge, "width": width, "start": start}
+        if isinstance(examples, SampledKernel):
+            return sampled_law(examples, y[:size], y[size:], tolerance=options.tolerance, **rest)
+        return law_of(examples, y[:size], y[size:], **rest)
 
-def summary(table: pd.DataFrame) -> str:
-    """One markdown row per data, readout, P and width."""
-    excess, predicted = table.test / table.infinite_test - 1, table.law_test / table.infinite_test - 1
-    table = table.assign(
-        deviation=(table.law_test / table.test - 1).abs(),
-        infinite=(table.infinite_test / table.test - 1).abs(),
-        kappas=(table.law_kappa / table.kappa - 1).abs(),
-        ratio=(predicted / excess - 1).abs().where(excess > 0.05 * table.test / table.infinite_test),
-        allowed=(3 * table.test_se / (table.infinite_test * excess)).clip(lower=0.2),
-        error=table.test_se / table.test,
-    )
-    lines = [
-        "| data | readout | P | width | cells | s.e. | infinite width: median | risk: median | worst "
-        "| excess: median | within 20 % or 3 s.e. | kappa: worst | s per cell |",
-        "|---" * 13 + "|",
-    ]
-    for key, part in [*table.groupby(["data", "readout", "P", "width"]), (("all", "", "", ""), table)]:
-        known = part[part.ratio.notna()]
-        median = f"{100 * known.ratio.median():.0f} %" if len(known) else "-"
-        lines.append(
-            f"| {' | '.join(map(str, key))} | {len(part)} | {100 * part.error.median():.1f} % | "
-            f"{100 * part.infinite.median():.1f} % | {100 * part.deviation.median():.1f} % | "
-            f"{100 * part.deviation.max():.1f} % | {median} | {int((known.ratio <= known.allowed).sum())} of "
-            f"{len(known)} | {100 * part.kappas.max():.1f} % | {part.seconds.median():.1f} |"
-        )
-    return "\n".join(lines)
+    limit = infinite_ntk(network(0), x).ntk
+    return cells(labels | made, y, size, ridges, map(drawn, range(options.draws)), limit, law)
 
 
 def over_sets(table: pd.DataFrame) -> str:
@@ -178,26 +127,22 @@ def main() -> None:
     parser.add_argument("--strides", nargs="+", type=int, default=[1])
     parser.add_argument("--draws", type=int, default=48)
     parser.add_argument("--tests", type=int, default=200)
+    parser.add_argument("--tolerance", type=float, default=1e-11)
     options = parser.parse_args()
     if options.summary:
-        print(summary(pd.concat([pd.read_csv(path) for path in options.summary])))
+        print(summary(pd.concat([pd.read_csv(path) for path in options.summary]), BY))
         return
     if options.examples:
         print(examples_error(options))
         return
-    rows: list[dict[str, object]] = []
-    for name in options.data:
-        for readout in options.readouts:
-            for size in options.sizes:
-                for width in options.widths:
-                    for training_set in range(options.sets):
-                        rows += cells(name, readout, size, width, training_set, options)
-                    if options.out is not None:
-                        options.out.parent.mkdir(parents=True, exist_ok=True)
-                        pd.DataFrame(rows).to_csv(options.out, index=False, float_format="%.6g")
-    print(summary(pd.DataFrame(rows)))
+    grid = product(options.data, options.readouts, options.sizes, options.widths, range(options.sets))
+    wanted = [dict(zip((*BY, "set"), key, strict=True)) for key in grid]
+    shared = {"activation": options.activation, "strides": " ".join(map(str, options.strides))}
+    shared |= {"independent": options.independent, "features": options.features[0]}
+    table = sweep(options.out, [shared | key for key in wanted], options.ridges, partial(measure, options=options))
+    print(summary(table, BY))
     if options.sets > 1:
-        print(over_sets(pd.DataFrame(rows)))
+        print(over_sets(table))
 
 
 if __name__ == "__main__":

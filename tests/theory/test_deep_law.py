@@ -141,6 +141,14 @@ def test_a_warm_start_changes_nothing(generator):
     assert warm.iterations < cold.iterations + 3
 
 
+def test_a_loose_tolerance_takes_fewer_iterations_and_is_kept(generator):
+    kernel, y = relu_kernel(generator, 2, 15, 3), targets(generator, 18)
+    exact = deep_law(kernel, y[:15], y[15:], width=20, ridge=1e-3)
+    loose = deep_law(kernel, y[:15], y[15:], width=20, ridge=1e-3, tolerance=1e-5)
+    assert float(loose.test) == pytest.approx(float(exact.test), rel=1e-4)  # ten times the tolerance, the adjoint's
+    assert loose.iterations < exact.iterations
+
+
 def test_bad_input_is_named(generator):
     kernel, y = relu_kernel(generator, 2, 10, 2), targets(generator, 10)
     with pytest.raises(ValueError, match=r"width=0.5 must be at least 1"):

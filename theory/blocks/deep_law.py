@@ -29,7 +29,7 @@ from ridgescope.theory.blocks.law import (
 from ridgescope.theory.blocks.pairs import symmetric
 
 TOLERANCE = 1e-10  # change of every part of the state in one iteration, relative to its size at infinite width
-ADJOINT = 1e-9  # the same for the adjoint, in what its parts contribute: relative accuracy of variances
+ADJOINT = 10.0  # times as much for the adjoint, in what its parts contribute: relative accuracy of variances
 LOST = "the deep law has no positive kernel at width={:g}, ridge={:g}: too narrow for this depth; use a wider network"
 
 
@@ -42,11 +42,13 @@ def deep_law(
     ridge: Number,
     weights: Float64[Tensor, " p"] | None = None,
     start: State | None = None,
+    tolerance: float = TOLERANCE,
 ) -> BlockPrediction:
     """Predict regression with ridge ``ridge`` on the tangent kernel of a network of ``width`` neurons per layer.
 
     ``weights``: w of the loss (1/P) sum w_i e_i^2, default 1. ``start``: the ``orders`` of a neighbouring (width,
     ridge). ``width = inf`` is the infinite-width kernel. Fields as in `BlockPrediction`; results carry no gradient.
+    ``tolerance``: change of the state in the last iteration, relative; a looser one takes fewer iterations.
 
     Cost: per hidden layer and iteration an eigendecomposition of size 2P and two of size P, 5-15 iterations; the
     adjoints as many products of these sizes, 10-20 times each; then one iteration and its derivative at 7P/4 points for
@@ -55,14 +57,20 @@ def deep_law(
     Raises ``ValueError`` for width < 1, ridge <= 0, equal training points, and where the law has no positive
     kernel; ``RuntimeError`` where the iteration does not converge.
     """
-    return _Problem(kernel, targets, width, ridge, weights).predict(eval_targets, start)
+    return _Problem(kernel, targets, width, ridge, weights, tolerance).predict(eval_targets, start)
 
 
 class _Problem:
     def __init__(
-        self, kernel: DeepKernel, targets: Tensor, width: Number, ridge: Number, weights: Tensor | None
+        self,
+        kernel: DeepKernel,
+        targets: Tensor,
+        width: Number,
+        ridge: Number,
+        weights: Tensor | None,
+        tolerance: float,
     ) -> None:
-        self.kernel, self.width = kernel, float(checked_width(width))
+        self.kernel, self.width, self.tolerance = kernel, float(checked_width(width)), tolerance
         self.size = size = kernel.num_train
         self.targets, self.weights, self.ridge = checked_problem(targets, weights, ridge, size)
         self.limit = kernel.limit()[:size, :size]
@@ -84,6 +92,7 @@ class _Problem:
                 begin if start is None else start,
                 [1 / float(part.norm()) for part in begin],
                 _positive,
+                tolerance=self.tolerance,
             )
             inverse = self.resolvent(state)
             if int(torch.linalg.cholesky_ex(symmetric(state[0]))[1]) != 0:
@@ -127,7 +136,8 @@ class _Problem:
                 parts[0] = parts[0] - inverse @ response @ inverse
                 return [s + b for s, b in zip(seed, parts, strict=True)]
 
-            found.append(iterate(pull, seed, [float(part.norm()) for part in state], tolerance=ADJOINT)[0])
+            units = [float(part.norm()) for part in state]
+            found.append(iterate(pull, seed, units, tolerance=ADJOINT * self.tolerance)[0])
             responses.append(symmetric(back(found[-1])[-1]))
         return found[0], responses[0], responses[1]
 

@@ -62,12 +62,14 @@ class _Pair(torch.autograd.Function):
         values, vectors = torch.linalg.eigh(symmetric(gram))
         q, rotation = _extended(values.clamp_min(0), vectors, blocks, size)
         frame = (root @ rotation).flatten(0, 1)
-        coframe = torch.linalg.solve_triangular(root.mT, rotation, upper=True).flatten(0, 1)
         phi = (masses[:, None] / (1 + rates[:, None] * q)).sum(0)
+        shrunk = symmetric((frame * phi) @ frame.T)
+        if not both and not any(ctx.needs_input_grad):
+            return shrunk
+        coframe = torch.linalg.solve_triangular(root.mT, rotation, upper=True).flatten(0, 1)
         ctx.save_for_backward(frame, coframe, q, rates, masses)
         ctx.shape = omega.shape
         ctx.set_materialize_grads(False)
-        shrunk = symmetric((frame * phi) @ frame.T)
         return (shrunk, symmetric((coframe * (q * phi)) @ coframe.T)) if both else shrunk
 
     @staticmethod

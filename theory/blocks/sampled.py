@@ -106,11 +106,13 @@ def sampled_law(
     ridge: Number,
     weights: Float64[Tensor, " p"] | None = None,
     start: list[Tensor] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> BlockPrediction:
     """Predict regression with ridge ``ridge`` on ``kernel`` with ``width`` blocks of each family.
 
     ``weights``: w of the loss (1/P) sum w_i e_i^2, default 1. ``start``: the ``orders`` of a neighbouring (width,
     ridge). ``width = inf`` is `SampledKernel.limit`. Fields as in `BlockPrediction`; results carry no gradient.
+    ``tolerance``: relative change in the last iteration, of the kernel and of Psi.
 
     Cost: 2 M r q P (P + r) multiply-adds per iteration, 10-20 iterations for the fixed point and, at twice that, for
     each of two linear responses. Memory: twice the features.
@@ -118,7 +120,7 @@ def sampled_law(
     Raises ``ValueError`` for width < 1, ridge <= 0 and equal training points; ``RuntimeError`` where an iteration does
     not converge.
     """
-    problem = _Problem(kernel, targets, width, ridge, weights)
+    problem = _Problem(kernel, targets, width, ridge, weights, tolerance)
     return problem.solve(start[0] if start else None).prediction(problem.checked, problem.limit.train, eval_targets)
 
 
@@ -167,7 +169,9 @@ class _Problem:
         width: Number,
         ridge: Number,
         weights: Tensor | None,
+        tolerance: float,
     ) -> None:
+        self.tolerance = tolerance
         self.kernel, self.share = kernel, 1 / float(checked_width(width))
         self.size = kernel.families[0].features.shape[-1]
         self.checked = checked_problem(targets, weights, ridge, self.size)
@@ -186,7 +190,7 @@ class _Problem:
             [self.begin if start is None else start],
             [1 / float(self.begin.norm())],
             lambda s: int(torch.linalg.cholesky_ex(self.base + symmetric(s[0]))[1]) == 0,
-            tolerance=TOLERANCE,
+            tolerance=self.tolerance,
         )
         inverse, weights = self.resolvent(state[0]), self.weights
         alpha = inverse @ self.targets
@@ -238,7 +242,7 @@ class _Problem:
 
         begin = pull([torch.zeros_like(probe)])
         scale = float(begin[0].norm())
-        return iterate(pull, begin, [1 / scale], tolerance=TOLERANCE)[0][0] if scale > 0 else begin[0]
+        return iterate(pull, begin, [1 / scale], tolerance=self.tolerance)[0][0] if scale > 0 else begin[0]
 
     def evaluate(self, inverse: Tensor, alpha: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Mean predictions (T, C) and variances (T,)."""
