@@ -5,6 +5,7 @@ contributes ``w_r^2 phi phi'`` through the readout's weights (scale w_r, standar
 ``w_r^2 v^2 phi' phi' (w_1^2 x.x' + b_1^2)`` through its own, all divided by the network's ``kernel_scale``.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -35,6 +36,10 @@ from ridgescope.theory.blocks import (
 Trained = Literal["all", "hidden", "readout"]
 Form = Literal["full", "trace"]
 LawKernel = BlockKernel | DeepKernel | SampledKernel | MixedKernel
+
+# df1/P above which a ridge no longer hides that points lack active neurons, and the least number of them to spare, in
+# standard deviations; chosen on the grid of docs/results/finite_width.md#near-interpolation
+INTERPOLATING, SPARE = 0.7, 3.0
 
 
 def block_kernel(
@@ -75,7 +80,24 @@ def block_kernel(
         gate = per_neuron * readout.weight_std**2 * kernels.slopes[0]
         scales = squared_readout(network.num_outputs, trace=form == "trace")
         families.append(gradient_family(split(gate), split(below), scales))
-    return BlockKernel(families, fixed)
+    coupled = form == "full" and trained != "readout"
+    return BlockKernel(families, fixed, network.num_outputs if coupled else 1)
+
+
+def require_neurons_to_spare(kernel: BlockKernel, *, width: int, ridge: float, kappa1: float) -> None:
+    """``ValueError`` where the points' active neurons are hardly more than the coupled outputs fitted at them.
+
+    A hidden neuron moves a point's C outputs along one direction, if it is active there. A ReLU neuron is at every
+    second point: N/2 directions, give or take sqrt(N)/2, for C df1/P numbers. The law knows their mean alone.
+    """
+    share = 1 - ridge / kappa1  # df1/P
+    fitted, active = kernel.outputs * share, width / 2
+    if kernel.outputs > 1 and share > INTERPOLATING and active - SPARE * math.sqrt(width) / 2 < fitted:
+        raise ValueError(
+            f"width={width} is too narrow for the law of {kernel.outputs} coupled outputs at ridge={ridge:g}: "
+            f"{fitted:.1f} numbers are fitted at each training point, where some {active:g} neurons are active; use a "
+            "larger ridge or a wider network"
+        )
 
 
 def law_kernel(
@@ -113,7 +135,10 @@ def law_of(
     ridge: float,
     start: list[Tensor] | None = None,
 ) -> BlockPrediction:
-    """The law that belongs to ``kernel``; ``start``: the ``orders`` of a neighbouring width or ridge."""
+    """The law that belongs to ``kernel``; ``start``: the ``orders`` of a neighbouring width or ridge.
+
+    Raises ``ValueError`` where it was seen to be wrong: near interpolation, with neurons for few more outputs.
+    """
     if isinstance(kernel, MixedKernel):
         if width != kernel.width:
             raise ValueError(f"width={width} for a kernel drawn at width {kernel.width}; make one with `law_kernel`")
@@ -123,7 +148,9 @@ def law_of(
         return sampled_law(kernel, targets, eval_targets, **rest)
     if isinstance(kernel, DeepKernel):
         return deep_law(kernel, targets, eval_targets, **rest)
-    return block_law(kernel, targets, eval_targets, **rest)
+    law = block_law(kernel, targets, eval_targets, **rest)
+    require_neurons_to_spare(kernel, width=width, ridge=ridge, kappa1=float(law.kappa1))
+    return law
 
 
 def finite_width_law(
@@ -139,7 +166,8 @@ def finite_width_law(
 ) -> BlockPrediction:
     """Kernel regression with the network's tangent kernel at initialisation, averaged over initialisations.
 
-    ``trained`` other than "all" needs an MLP with one hidden layer. Raises ``ValueError`` as `law_kernel` does.
+    ``trained`` other than "all" needs an MLP with one hidden layer. Raises ``ValueError`` as `law_kernel` and
+    `law_of` do.
     """
     if trained == "all":
         kernel = law_kernel(network, x_train, x_eval, form=form)

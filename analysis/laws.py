@@ -20,7 +20,13 @@ import torch
 from torch import nn
 
 from ridgescope.analysis.attribution import CROSS_COLUMNS, SETS_COLUMNS, theory_cross_risks
-from ridgescope.analysis.finite_width import LawKernel, block_kernel, law_kernel, law_of
+from ridgescope.analysis.finite_width import (
+    LawKernel,
+    block_kernel,
+    law_kernel,
+    law_of,
+    require_neurons_to_spare,
+)
 from ridgescope.analysis.rows import Row
 from ridgescope.analysis.runs import Cell
 from ridgescope.models import CNN, MLP
@@ -123,6 +129,7 @@ class BlockLaws:
         try:
             start = self._start(size, "pool", ridge)
             law = block_pool_law(kernel, targets, num_samples=size, ridge=ridge, width=width, start=start)
+            require_neurons_to_spare(kernel, width=width, ridge=ridge, kappa1=float(law.kappa1))
             limit = pool_estimator(kernel.limit().train, targets).predict(size, ridge)
             whole = estimator.predict(size, ridge)
         except (ValueError, RuntimeError) as error:
@@ -150,6 +157,8 @@ def _at_these_sets(network: nn.Module, data: PreparedData, rows: pd.DataFrame, w
     """
     sets = data.splits.train
     count = len(sets)
+    if rows["block_test"].isna().any():  # refused, as the rows' own notes say
+        return [math.nan] * len(SETS_COLUMNS)
     points, place = torch.unique(torch.cat(list(sets)), return_inverse=True)
     try:
         kernel = block_kernel(network, data.pool_inputs[points], data.test_inputs)

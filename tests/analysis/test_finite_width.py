@@ -7,6 +7,7 @@ from ridgescope.analysis.finite_width import block_kernel, finite_width_law
 from ridgescope.analysis.regression import full_kernel_ridge
 from ridgescope.models import CNN, MLP, empirical_ntk, infinite_ntk
 from ridgescope.theory import kernel_ridge
+from ridgescope.theory.blocks import block_law
 
 P, T, DRAWS = 60, 60, 40
 
@@ -74,11 +75,19 @@ def test_drawn_networks_follow_the_law(digits, part, options):
     assert ((mean - expected).abs() <= 4 * error + torch.tensor([0.02, 0.02, 0.04]) * expected).all(), mean / expected
 
 
+def of_full_kernel(kernel, y, ridge):
+    """Predictions (T, C) of regression on the first len(y) points of a full kernel."""
+    p, outputs = y.shape
+    blocks = kernel.view(outputs, -1, outputs, len(kernel) // outputs)
+    fit = full_kernel_ridge(blocks[:, :p, :, :p].reshape(outputs * p, -1), y, ridge)
+    return (blocks[:, p:, :, :p].reshape(-1, outputs * p) @ fit.dual).view(outputs, -1).T
+
+
 @pytest.mark.slow
 def test_coupled_outputs(digits):
     """The full C x C kernel couples outputs through the hidden layer; its risk is not that of the trace form."""
     x, _ = digits
-    p, ridge, outputs, width = 30, 1e-3, 4, 12
+    p, ridge, outputs, width = 30, 1e-3, 4, 24
     y = torch.randn(p + T, outputs, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x = torch.cat([x[:p], x[P:]])
     found = []
@@ -91,9 +100,7 @@ def test_coupled_outputs(digits):
                 fit = kernel_ridge(kernel[:p, :p], y[:p], ridge)
                 prediction = kernel[p:, :p] @ fit.dual
             else:
-                blocks = kernel.view(outputs, p + T, outputs, p + T)
-                full = full_kernel_ridge(blocks[:, :p, :, :p].reshape(outputs * p, -1), y[:p], ridge)
-                prediction = (blocks[:, p:, :, :p].reshape(outputs * T, -1) @ full.dual).view(outputs, T).T
+                prediction = of_full_kernel(kernel, y[:p], ridge)
             row.append(float((y[p:] - prediction).square().sum(1).mean()))
         found.append(row)
     sample = torch.tensor(found, dtype=torch.float64)
@@ -102,6 +109,38 @@ def test_coupled_outputs(digits):
     full, trace = (float(finite_width_law(*arguments, ridge=ridge, form=form).test) for form in ("full", "trace"))
     assert abs(mean[0] - full) <= 4 * error[0] + 0.02 * full
     assert abs(mean[1] - trace) <= 4 * error[1] + 0.02 * trace
+
+
+def one_of_ten(digits, p):
+    """Ten classes by the nearest of ten images: p training points, 20 others."""
+    x = digits[0].flatten(1)
+    labels = (x[: p + 20] @ x[-10:].T).argmax(1)
+    return x[: p + 20], torch.nn.functional.one_hot(labels, 10).double() - 0.1
+
+
+def test_too_few_neurons_for_the_outputs_are_refused(digits):
+    p = 20
+    x, y = one_of_ten(digits, p)
+    sets = x[:p], y[:p], x[p:], y[p:]
+    with pytest.raises(ValueError, match=r"width=16 .* 10 coupled outputs at ridge=0.0001: .* use a larger ridge or"):
+        finite_width_law(mlp(0, 10, width=16), *sets, ridge=1e-4)
+    finite_width_law(mlp(0, 10, width=48), *sets, ridge=1e-4)
+    finite_width_law(mlp(0, 10, width=16), *sets, ridge=1e-1)
+    finite_width_law(mlp(0, 10, width=16), *sets, ridge=1e-4, form="trace")
+    finite_width_law(mlp(0, 10, width=16), *sets, ridge=1e-4, trained="readout")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "holds"), [(16, False), (48, True)])
+def test_what_is_refused_is_wrong_and_what_is_accepted_is_not(digits, width, holds):
+    p, ridge = 20, 1e-4
+    x, y = one_of_ten(digits, p)
+    kernels = (empirical_ntk(mlp(100 + seed, 10, width=width), None, x) for seed in range(DRAWS))
+    found = [float((y[p:] - of_full_kernel(kernel, y[:p], ridge)).square().sum(1).mean()) for kernel in kernels]
+    sample = torch.tensor(found)
+    law = block_law(block_kernel(mlp(0, 10), x[:p], x[p:]), y[:p], y[p:], width=width, ridge=ridge)
+    deviation, error = float(law.test / sample.mean() - 1), float(sample.std() / sample.mean()) / DRAWS**0.5
+    assert abs(deviation) < 0.10 + 3 * error if holds else deviation < -0.20 - 3 * error
 
 
 def test_architectures_without_a_law_are_named(digits):

@@ -33,10 +33,14 @@ from ridgescope.theory.solver import solve_kappa
 
 @dataclass(frozen=True)
 class BlockKernel:
-    """A random kernel ``fixed + (1/N) sum_n B_n`` on P training and T evaluation points, by its families."""
+    """A random kernel ``fixed + (1/N) sum_n B_n`` on P training and T evaluation points, by its families.
+
+    ``outputs``: C in the full kernel of C outputs, where a block is one direction of output space; 1 in the trace form.
+    """
 
     families: Sequence[BlockFamily]
     fixed: PointKernel | None = None
+    outputs: int = 1
 
     @property
     def sizes(self) -> tuple[int, int]:
