@@ -3,9 +3,9 @@
     python benchmarks/finite_width_outputs.py [--models mlp cnn] [--depths 1 2 3] [--widths 64 256] [--draws 24]
     python benchmarks/finite_width_outputs.py --models cnn --depths 2 --strides 2 2 --activation gelu --first-layers 4
 
-Digits, one-hot targets of the first ``--outputs`` classes, ntk parameterisation. Prints a Markdown table: risk of both forms, simulated and predicted, and
-the infinite-width risk, which is the same for both. ``--first-layers J``: of two convolutions, the drawn networks and
-the law have the same J first layers, so that no error of their number is left.
+Digits, one-hot targets of the first ``--outputs`` classes, ntk parameterisation. Prints a Markdown table: risk of both
+forms, simulated and predicted, and the infinite-width risk, which is the same for both. ``--first-layers J``: of two
+convolutions, the drawn networks and the law have the same J first layers, so that no error of their number is left.
 The law of one hidden layer is shown where `finite_width_law` refuses it as well.
 """
 
