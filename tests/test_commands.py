@@ -49,12 +49,15 @@ def test_validate_trains_measures_and_reports(validated: tuple[Path, subprocess.
     measured += ["entk_gcv", "entk_loo", "kappa_trace", "kernel_movement", "infinite_heldout"]
     assert networks[measured].notna().all().all()
     laws, mlp = ["block_test", "block_kappa1", "block_pool_test"], networks["model"] == "mlp"
-    assert networks.loc[mlp, laws].notna().all(axis=None)
     # an average over initialisations, which single networks of 48 neurons scatter about
     wide = networks[mlp & (networks["width"] == 48)]
+    assert wide[laws].notna().all(axis=None)
     assert (wide["krr_test"] / wide["block_test"]).mean() == pytest.approx(1, abs=0.1)
-    for _, row in networks[~mlp].iterrows():  # no law yet: a reason and no number, never another architecture's
-        assert row[laws].isna().all() != (row["block_note"] == "")
+    # no law, or too narrow for it: a reason and no number, never another architecture's
+    for _, row in networks.iterrows():
+        assert row[["block_test", "block_kappa1"]].isna().all() != (row["block_note"] == "")
+        assert pd.isna(row["block_pool_test"]) != (row["block_pool_note"] == "")
+    assert networks.loc[networks["width"] == 24, "block_note"].str.contains("24 is too narrow").any()
     # every number can be traced to its run
     assert {path.name for path in (folder / "cells").iterdir()} == set(networks["run"])
 
