@@ -473,17 +473,22 @@ class Gate(nn.Module):
         return self.last(h + (x[:, :, 0, 0] > 0) * h.roll(1, 1))
 
 
-@pytest.mark.parametrize("mixing", [[], [8], [0], range(9)])
-def test_channels_that_mix_in_some_batches_only(monkeypatch, inputs, ntk_oracle, mixing):
-    model, x, y = drawn(Gate, torch.float64), inputs(9, 64), inputs(5, 64)
+def forms_where_mixed(monkeypatch, inputs, ntk_oracle, gate, mixing, *, trace):
+    """The kinds of factors of nine inputs, of which those in ``mixing`` mix; the kernels equal the oracle's."""
+    model, x, y = drawn(gate, torch.float64), inputs(9, 64), inputs(5, 64)
     x[:, 0], y[:, 0] = -1, -1
     x[list(mixing), 0] = 1
     monkeypatch.setattr(plan, "PASS_BYTES", 1)  # batches of five and four
     assert_equals_oracle(model, x, y, ntk_oracle, 3)
-    made = make_plan(model, checked_parameters(model, None, x), x, None, trace=False)
+    made = make_plan(model, checked_parameters(model, None, x), x, None, trace=trace)
     settled, factors = settle(made, x, lambda _: (9, 5))
     assert settled.rest == {}
-    forms = [type(factor).__name__ for factor in factors]
+    return model, x, [type(factor).__name__ for factor in factors]
+
+
+@pytest.mark.parametrize("mixing", [[], [8], [0], range(9)])
+def test_channels_that_mix_in_some_batches_only(monkeypatch, inputs, ntk_oracle, mixing):
+    model, x, forms = forms_where_mixed(monkeypatch, inputs, ntk_oracle, Gate, mixing, trace=False)
     assert forms == ["Explicit", "Explicit" if mixing else "Common", "Diagonal"]
     oracle = ntk_oracle(model, x)
     v = inputs(27, 2)
@@ -505,15 +510,7 @@ class DenseGate(nn.Module):
 
 @pytest.mark.parametrize("mixing", [[], [8], [0], range(9)])
 def test_neurons_that_mix_in_some_batches_only(monkeypatch, inputs, ntk_oracle, mixing):
-    model, x, y = drawn(DenseGate, torch.float64), inputs(9, 64), inputs(5, 64)
-    x[:, 0], y[:, 0] = -1, -1
-    x[list(mixing), 0] = 1
-    monkeypatch.setattr(plan, "PASS_BYTES", 1)  # batches of five and four
-    assert_equals_oracle(model, x, y, ntk_oracle, 3)
-    made = make_plan(model, checked_parameters(model, None, x), x, None, trace=True)
-    settled, factors = settle(made, x, lambda _: (9, 5))
-    assert settled.rest == {}
-    forms = [type(factor).__name__ for factor in factors]
+    _, _, forms = forms_where_mixed(monkeypatch, inputs, ntk_oracle, DenseGate, mixing, trace=True)
     assert forms == ["Gated", "Gated" if mixing else "Scaled", "Diagonal"]
 
 

@@ -29,7 +29,16 @@ from ridgescope.theory.blocks.families import PointKernel
 from ridgescope.theory.blocks.fixed_point import mean_inverse
 from ridgescope.theory.blocks.law import checked_problem, checked_width, require_distinct
 from ridgescope.theory.blocks.pairs import symmetric
-from ridgescope.theory.blocks.sampled import CHUNK, Averages, SampledFamily, forward, within
+from ridgescope.theory.blocks.sampled import (
+    CHUNK,
+    Averages,
+    Root,
+    SampledFamily,
+    forward,
+    predictions,
+    root_factor,
+    roots,
+)
 
 
 @dataclass(frozen=True)
@@ -70,28 +79,10 @@ class _Below:
 
 
 @dataclass(frozen=True)
-class _Narrow:
-    """R of some examples as rows of a root, ``root`` (m, r, q, P) and ``reach`` (m, r, q, T) on evaluation points."""
+class _Narrow(Root):
+    """R of some linked examples as rows of a root."""
 
-    weight: float
-    root: Tensor
-    reach: Tensor
-    below: _Below | None = None
-
-    def mean(self) -> Tensor:
-        rows = self.root.flatten(0, 2)
-        return rows.T @ rows
-
-    def sandwich(self, seen: Tensor) -> Tensor:
-        """R seen R, summed over examples and copies."""
-        answer = within(self.root, seen) @ self.root.flatten(2)
-        return self.root.flatten(0, 2).T @ answer.reshape(-1, len(seen))
-
-    def evaluated(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """R and R seen R between evaluation and training points, and the latter at evaluation points."""
-        rows, others = self.root.flatten(0, 2), self.reach.flatten(0, 2)
-        answer = (within(self.root, seen) @ self.reach.flatten(2)).reshape(others.shape)
-        return others.T @ rows, answer.T @ rows, (answer * others).sum(0)
+    below: _Below
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ class _Wide:
     weight: float
     train: Tensor
     cross: Tensor
-    below: _Below | None = None
+    below: _Below
 
     def sandwich(self, seen: Tensor) -> Tensor:
         return _contracted(self.train @ seen, self.train)
@@ -112,7 +103,7 @@ class _Wide:
         return cross, _contracted(answer, self.train), (answer * self.cross).sum((0, 1, 3, 4))
 
 
-_Piece = _Narrow | _Wide
+_Piece = Root | _Narrow | _Wide
 
 
 def _contracted(left: Float64[Tensor, "m q n q p"], right: Float64[Tensor, "m q p q p"]) -> Tensor:
@@ -180,7 +171,7 @@ class LinkedProblem:
         """E[R] and E[f^T Q f]/N."""
         inverse, precision = self._resolvent(state[0]), self.base + state[0]
         total, orders = (torch.zeros_like(part) for part in state)
-        for piece in self._apart(inverse, response=False):
+        for piece in roots(self.kernel.families, inverse, self.share, evaluation=False):
             total += piece.weight * piece.mean()
         weight = 1 / (self.examples * self.linked.outputs)
         for own, lifted in self._columns(state[1], slice(self.size)):
@@ -193,11 +184,11 @@ class LinkedProblem:
                 total += weight / self.share * shrunk
             else:
                 rows = torch.cat([own, lifted], 1)
-                root = forward(self._factor(rows, inverse), rows)
+                root = forward(root_factor(rows, inverse, self.share), rows)
                 flow = (lifted @ inverse).flatten(2)
                 back = flow @ root.flatten(2).mT * self.share
                 orders += self._diagonal(flow, lifted.flatten(2)) - self._diagonal(back, back) / self.share
-                total += weight * _Narrow(weight, root, root[..., :0]).mean()
+                total += weight * Root(weight, root, root[..., :0]).mean()
         factor = torch.linalg.cholesky(_damping(state[1]))
         return [symmetric(total), factor @ orders @ factor.mT / (self.examples * self.linked.sides * self.share)]
 
@@ -222,20 +213,9 @@ class LinkedProblem:
             lifted = torch.linalg.solve_triangular(factor, columns.flatten(3), upper=False).view(columns.shape)
             yield own[..., points], lifted.flatten(1, 3)
 
-    def _apart(self, inverse: Tensor, *, response: bool) -> Iterator[_Narrow]:
-        """The families that are linked to nothing."""
-        for family in self.kernel.families:
-            examples, rank, copies, size = family.features.shape
-            piece = max(1, CHUNK // (rank * copies * size))
-            parts = family.features.split(piece), family.features_eval.split(piece)
-            for rows, others in zip(*parts, strict=True):
-                factor = self._factor(rows, inverse)
-                reach = forward(factor, others) if response else others[..., :0]
-                yield _Narrow(1 / (examples * copies), forward(factor, rows), reach)
-
     def _pieces(self, state: list[Tensor], inverse: Tensor) -> Iterator[_Piece]:
         """All that the linear response and the evaluation points need."""
-        yield from self._apart(inverse, response=True)
+        yield from roots(self.kernel.families, inverse, self.share, evaluation=True)
         precision, size = self.base + state[0], self.size
         weight = 1 / (self.examples * self.linked.outputs)
         for own, lifted in self._columns(state[1], slice(None)):
@@ -255,7 +235,7 @@ class LinkedProblem:
                 order = flow @ mine.flatten(2).mT * self.share
                 yield _Wide(weight, whole / self.share, cross, _Below(damped, reached, order))
                 continue
-            factor = self._factor(rows, inverse)
+            factor = root_factor(rows, inverse, self.share)
             root, reach = forward(factor, rows), forward(factor, others)
             flow = (mine @ inverse).flatten(2)
             back = flow @ root.flatten(2).mT * self.share
@@ -270,10 +250,6 @@ class LinkedProblem:
         _blocks(inner, copies, copies).diagonal(dim1=1, dim2=3).add_(symmetric(precision)[:, :, None])
         return torch.cholesky_inverse(torch.linalg.cholesky(inner))
 
-    def _factor(self, rows: Tensor, inverse: Tensor) -> Tensor:
-        gram = (rows @ inverse).flatten(2) @ rows.flatten(2).mT * self.share
-        return torch.linalg.cholesky((gram + gram.mT) / 2 + torch.eye(rows.shape[1], dtype=torch.float64))
-
     def _response(
         self, pieces: list[_Piece], inverse: Tensor, probe: Tensor, tolerance: float
     ) -> tuple[Tensor, Tensor]:
@@ -285,7 +261,7 @@ class LinkedProblem:
             seen, (total, lower) = probe + inverse @ state[0] @ inverse, (torch.zeros_like(part) for part in state)
             for piece in pieces:
                 total += piece.weight * self.share * piece.sandwich(seen)
-                if piece.below is None:
+                if not isinstance(piece, _Narrow | _Wide):  # linked to nothing
                     continue
                 damped = piece.below.damped
                 total -= kept * ((self._weighed(state[1], damped)).flatten(0, 2).T @ damped.flatten(0, 2))
@@ -315,16 +291,12 @@ class LinkedProblem:
             cross += piece.weight * parts[0]
             noise += piece.weight * self.share * parts[1]
             own += piece.weight * self.share * parts[2]
-            if piece.below is not None:
+            if isinstance(piece, _Narrow | _Wide):
                 reached = piece.below.damped_eval
                 weighed = self._weighed(below, reached).flatten(0, 2) * self.share / self.examples
                 noise -= weighed.T @ piece.below.damped.flatten(0, 2)
                 own -= (weighed * reached.flatten(0, 2)).sum(0)
-        if self.kernel.fixed is not None:
-            cross = cross + self.kernel.fixed.cross
-        shadow = cross @ inverse  # rows k(x)^T G
-        variance = own - 2 * (shadow * noise).sum(1) + ((shadow @ psi) * shadow).sum(1)
-        return cross @ alpha, variance
+        return predictions(self.kernel.fixed, cross, noise, own, inverse, alpha, psi)
 
 
 def _blocks(matrix: Float64[Tensor, "m a b"], rows: int, columns: int) -> Float64[Tensor, "m q n d p"]:

@@ -210,34 +210,23 @@ class _Problem:
     def resolvent(self, kernel: Tensor) -> Tensor:
         return mean_inverse([], self.base + kernel, [])
 
-    def roots(self, inverse: Tensor, evaluation: bool = False) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """In pieces: the weight of an example, X^T with R = X X^T on training points, and on evaluation points."""
-        for family in self.kernel.families:
-            examples, rank, copies, size = family.features.shape
-            one, piece = torch.eye(rank, dtype=torch.float64), max(1, CHUNK // (rank * copies * size))
-            parts = family.features.split(piece), family.features_eval.split(piece)
-            for rows, others in zip(*parts, strict=True):
-                gram = (rows @ inverse).flatten(2) @ rows.flatten(2).mT * self.share
-                factor = torch.linalg.cholesky(one + (gram + gram.mT) / 2)
-                reach = forward(factor, others) if evaluation else others[..., :0]
-                yield 1 / (examples * copies), forward(factor, rows), reach
+    def roots(self, inverse: Tensor, evaluation: bool = False) -> "Iterator[Root]":
+        return roots(self.kernel.families, inverse, self.share, evaluation=evaluation)
 
     def shrunk(self, inverse: Tensor) -> Tensor:
         """E[R]."""
         total = torch.zeros_like(inverse)
-        for weight, root, _ in self.roots(inverse):
-            rows = root.flatten(0, 2)
-            total += weight * (rows.T @ rows)
+        for root in self.roots(inverse):
+            total += root.weight * root.mean()
         return total
 
-    def response(self, roots: list[tuple[float, Tensor, Tensor]], inverse: Tensor, probe: Tensor) -> Tensor:
+    def response(self, roots: "list[Root]", inverse: Tensor, probe: Tensor) -> Tensor:
         """``Psi = E[R (probe + G Psi G) R]/N``."""
 
         def pull(state: list[Tensor]) -> list[Tensor]:
             seen, total = probe + inverse @ state[0] @ inverse, torch.zeros_like(probe)
-            for weight, root, _ in roots:
-                answer = within(root, seen) @ root.flatten(2)
-                total += weight * self.share * (root.flatten(0, 2).T @ answer.reshape(-1, self.size))
+            for root in roots:
+                total += root.weight * self.share * root.sandwich(seen)
             return [symmetric(total)]
 
         begin = pull([torch.zeros_like(probe)])
@@ -248,17 +237,66 @@ class _Problem:
         """Mean predictions (T, C) and variances (T,)."""
         seen = alpha @ alpha.T + inverse @ psi @ inverse
         cross, noise, own = (torch.zeros_like(x) for x in (self.limit.cross, self.limit.cross, self.limit.own))
-        for weight, root, reach in self.roots(inverse, evaluation=True):
-            rows, others = root.flatten(0, 2), reach.flatten(0, 2)
-            answer = (within(root, seen) @ reach.flatten(2)).reshape(others.shape)
-            cross += weight * (others.T @ rows)
-            noise += weight * self.share * (answer.T @ rows)
-            own += weight * self.share * (answer * others).sum(0)
-        if self.kernel.fixed is not None:
-            cross = cross + self.kernel.fixed.cross
-        shadow = cross @ inverse  # rows k(x)^T G
-        variance = own - 2 * (shadow * noise).sum(1) + ((shadow @ psi) * shadow).sum(1)
-        return cross @ alpha, variance
+        for root in self.roots(inverse, evaluation=True):
+            parts = root.evaluated(seen)
+            cross += root.weight * parts[0]
+            noise += root.weight * self.share * parts[1]
+            own += root.weight * self.share * parts[2]
+        return predictions(self.kernel.fixed, cross, noise, own, inverse, alpha, psi)
+
+
+@dataclass(frozen=True)
+class Root:
+    """R of some examples as rows of a root, ``root`` (m, r, q, P) and ``reach`` (m, r, q, T) on evaluation points; an
+    example and copy counts with ``weight``."""
+
+    weight: float
+    root: Tensor
+    reach: Tensor
+
+    def mean(self) -> Tensor:
+        rows = self.root.flatten(0, 2)
+        return rows.T @ rows
+
+    def sandwich(self, seen: Tensor) -> Tensor:
+        """R seen R, summed over examples and copies."""
+        answer = within(self.root, seen) @ self.root.flatten(2)
+        return self.root.flatten(0, 2).T @ answer.reshape(-1, len(seen))
+
+    def evaluated(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """R and R seen R between evaluation and training points, and the latter at evaluation points."""
+        rows, others = self.root.flatten(0, 2), self.reach.flatten(0, 2)
+        answer = (within(self.root, seen) @ self.reach.flatten(2)).reshape(others.shape)
+        return others.T @ rows, answer.T @ rows, (answer * others).sum(0)
+
+
+def roots(families: Sequence[SampledFamily], inverse: Tensor, share: float, *, evaluation: bool) -> Iterator[Root]:
+    """Some examples at a time; ``evaluation``: on evaluation points too."""
+    for family in families:
+        examples, rank, copies, size = family.features.shape
+        piece = max(1, CHUNK // (rank * copies * size))
+        parts = family.features.split(piece), family.features_eval.split(piece)
+        for rows, others in zip(*parts, strict=True):
+            factor = root_factor(rows, inverse, share)
+            reach = forward(factor, others) if evaluation else others[..., :0]
+            yield Root(1 / (examples * copies), forward(factor, rows), reach)
+
+
+def root_factor(rows: Float64[Tensor, "m r q n"], inverse: Tensor, share: float) -> Tensor:
+    """Cholesky factor of 1 + X^T G X/N, (m, r, r)."""
+    gram = (rows @ inverse).flatten(2) @ rows.flatten(2).mT * share
+    return torch.linalg.cholesky((gram + gram.mT) / 2 + torch.eye(rows.shape[1], dtype=torch.float64))
+
+
+def predictions(
+    fixed: PointKernel | None, cross: Tensor, noise: Tensor, own: Tensor, inverse: Tensor, alpha: Tensor, psi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean predictions (T, C) and variances (T,) from E[R] and E[R seen R]/N of the random blocks."""
+    if fixed is not None:
+        cross = cross + fixed.cross
+    shadow = cross @ inverse  # rows k(x)^T G
+    variance = own - 2 * (shadow * noise).sum(1) + ((shadow @ psi) * shadow).sum(1)
+    return cross @ alpha, variance
 
 
 def forward(factor: Tensor, rows: Tensor) -> Tensor:
