@@ -106,8 +106,10 @@ class PopulationCurve:
         )
         share = u / (1 + c * u + c2 * u**2)
         gamma = w * u - w2 * u**2
-        # s and gamma fall with kappa: the branch on which both are below 1 begins here
-        first = int(((share < 1 - 1e-6) & (gamma < 1 - 1e-6)).to(torch.int8).argmax())
+        # Towards small kappa both grow, until one reaches 1 or turns because the second order outweighs the first. They
+        # may come back below 1 beyond that, at kappas that belong to no ridge
+        met = (share < 1 - 1e-6) & (gamma < 1 - 1e-6) & (c2 * u**2 < 1) & (2 * w2 * u < w.clamp_min(1e-300))
+        first = int((~met).nonzero().max()) + 1 if not bool(met.all()) else 0
         log_risk = log_bias - (1 - gamma).log()
         return grid[first:], share[first:], log_risk[first:], gamma[first:]
 

@@ -94,10 +94,10 @@ def _rows(
     measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor, scale: float
 ) -> list[dict[str, object]]:
     risks, wide = at_width(measured, width, size, ridges)
-    best, dense = _best(measured, width, size, RIDGE_GRID * scale)
+    best = _best_ridge(measured, width, size, scale)
     gains = {
         "data": risks.log_risk - at_width(measured, width, 2 * size, ridges)[0].log_risk,
-        "ridge": risks.log_risk - dense[best],
+        "ridge": risks.log_risk - best.log_risk,
         "width": risks.log_risk - _doubled(measured, width, size, ridges),
     }
     nearest = _nearest(measured, width)
@@ -151,34 +151,46 @@ def _needed(pilot: Pilot, size: int | float, half: float) -> str:
     return ""
 
 
-def _best(measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor) -> tuple[int, Tensor]:
-    """Where the risk and its sampling error's upper end are least, and log risk at all these (rising) ridges.
+@dataclass(frozen=True)
+class _BestRidge:
+    """``ridge``: the middle, in the logarithm, of the range ``low`` to ``high`` in which the risk is flat."""
 
-    The error of the tail does not count: it grows steadily towards small ridges, and would always choose larger ones.
-    Only the valley is searched that is reached downhill from the pool's own best ridge: at ridges far below it a few
-    points decide the forecast, and another, lower valley there is a pilot's noise.
+    ridge: float
+    low: float
+    high: float
+    log_risk: float
+
+
+def _best_ridge(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> _BestRidge:
+    """The middle of the range in which the risk is at most `FLAT` above that at the lowest point.
+
+    The lowest point is where the risk and its sampling error's upper end are least. The error of the tail does not
+    count: it grows steadily towards small ridges, and would always choose larger ones. Only the valley is searched that
+    is reached downhill from the pool's own best ridge: at ridges far below it a few points decide the forecast, and
+    another, lower valley there is a pilot's noise. Within the flat range the forecast does not tell the ridges apart,
+    and the risk rises steeply beyond either end, so its middle is the safest (docs/results/forecast.md).
     """
+    ridges = RIDGE_GRID * scale
     start, risks = (at_width(measured, width, n, ridges)[0] for n in (measured[0].pilots[0].size, size))
     own, upper = ((r.log_risk + QUANTILE * r.noise).tolist() for r in (start, risks))
-    best = min(range(len(own)), key=own.__getitem__)
+    lowest = min(range(len(own)), key=own.__getitem__)
     for step in (-1, 1):
-        while 0 <= best + step < len(upper) and upper[best + step] < upper[best]:
-            best += step
-    return best, risks.log_risk
-
-
-def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
-    """The best ridge and the range around it in which the risk is at most `FLAT` above the risk there."""
-    ridges = RIDGE_GRID * scale
-    best, log_risk = _best(measured, width, size, ridges)
-    flat = (log_risk <= log_risk[best] + math.log1p(FLAT)).tolist()
-    low, high = best, best
+        while 0 <= lowest + step < len(upper) and upper[lowest + step] < upper[lowest]:
+            lowest += step
+    flat = (risks.log_risk <= risks.log_risk[lowest] + math.log1p(FLAT)).tolist()
+    low = high = lowest
     while low > 0 and flat[low - 1]:
         low -= 1
     while high + 1 < len(flat) and flat[high + 1]:
         high += 1
-    row = _rows(measured, width, size, ridges[best : best + 1], scale)[0]
-    return row | {"ridge_low": float(ridges[low]), "ridge_high": float(ridges[high])}
+    middle = (low + high) // 2
+    return _BestRidge(float(ridges[middle]), float(ridges[low]), float(ridges[high]), float(risks.log_risk[middle]))
+
+
+def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
+    best = _best_ridge(measured, width, size, scale)
+    row = _rows(measured, width, size, torch.tensor([best.ridge], dtype=torch.float64), scale)[0]
+    return row | {"ridge_low": best.low, "ridge_high": best.high}
 
 
 def _doubled(measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor) -> Tensor:

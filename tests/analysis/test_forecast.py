@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.analysis.forecast import Cost, Forecast, Machine, best_risk, cheapest, forecast, make_pilot
+from ridgescope.analysis.forecast.grid import RIDGE_GRID
 from ridgescope.analysis.forecast.pilot import require_disjoint
 from ridgescope.analysis.forecast.spend import choices, measured_cost
 from ridgescope.analysis.forecast.width import at_width, ensemble_readings, paying_members
@@ -86,6 +87,20 @@ def test_widths_between_those_measured_are_interpolated_and_beyond_refused(resul
     with pytest.raises(UserError, match="width 4 was asked for, kernels were measured at 16, 64, inf"):
         at_width(result.widths, 4, 512, ridges)
     assert at_width(result.widths[:2], 256, 512, ridges)[1]  # no infinite width: 1/N is extrapolated
+
+
+def test_the_best_ridge_is_the_middle_of_the_range_where_the_risk_is_flat(result: Forecast) -> None:
+    grid = RIDGE_GRID * result.widths[-1].pilots[0].scale
+    for row in result.optimal.to_dict("records"):
+        low, best, high = (int((grid - row[name]).abs().argmin()) for name in ("ridge_low", "ridge", "ridge_high"))
+        assert low < high
+        assert best == (low + high) // 2
+        risks = at_width(result.widths, row["width"], row["P"], grid)[0].log_risk.exp()
+        assert row["risk"] == pytest.approx(float(risks[best]), rel=1e-12)
+        top = float(risks[low : high + 1].max())
+        assert low == 0 or top < float(risks[low - 1])
+        assert top < float(risks[high + 1])
+        assert float(risks[best] / risks.min()) < 1.01
 
 
 def test_two_equal_networks_make_no_ensemble(pilot: tuple[dict[float, list[Tensor]], Tensor]) -> None:

@@ -15,7 +15,7 @@ from ridgescope.theory import (
     risks,
 )
 from ridgescope.theory.readings import PoolReadings, interpolate, pool_readings, ridge_grid
-from ridgescope.theory.tail import population_curve
+from ridgescope.theory.tail import PopulationCurve, population_curve
 
 ALPHA, SOURCE, NOISE = 1.5, 0.3, 0.05
 
@@ -69,6 +69,24 @@ def test_where_the_pool_resolves_kappa_nothing_but_the_formula_is_used() -> None
     spectrum, target = population()
     assert float(found.beyond) < 0
     assert float(found.test) == pytest.approx(float(risks(spectrum, target, Samples(1e9), 1e-2).test), rel=2e-3)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.1, 0.25])
+@pytest.mark.parametrize("size", [50, 200, 3200])
+def test_ever_smaller_ridges_lead_to_the_limit_without_a_ridge(bend: float, size: int) -> None:
+    # D_inf = 180 at the smallest kappa that is resolved, c = 0.1, w = 0.7 as of images: u goes on to thousands below it
+    log_kappa = torch.linspace(-9, 0, 50, dtype=torch.float64)
+    one = torch.ones_like(log_kappa)
+    laws = 0.1 * one, 0.1 * bend * one, 0.7 * one, 0.7 * bend * one
+    curve = PopulationCurve(log_kappa, 2 - log_kappa * 0.355, 0.1 * log_kappa, *laws, -0.355, 0.3, 0.2, 0.1)
+    ridges = torch.logspace(-14, -1, 261, dtype=torch.float64)
+    found = curve.forecast(size, ridges)
+    for values in (found.kappa, found.share, found.test):
+        assert bool(torch.isfinite(values).all())
+    assert bool((found.kappa.diff() >= 0).all())
+    assert bool((found.share.diff() <= 0).all())
+    assert float(found.test.log().diff().abs().max()) < 0.1  # a twentieth of a decade of the ridge
+    torch.testing.assert_close(found.test[0], curve.forecast(size, 0 * ridges[:1]).test[0], rtol=1e-6, atol=0)
 
 
 def test_at_the_pool_size_it_returns_the_pools_own_left_out_risk() -> None:

@@ -21,9 +21,9 @@ def common_cotangents(plan: Plan, uses: Uses) -> Tensor | None:
     The features' sum with weights of one goes back as psi, with generic weights r as ``r psi`` if and, but for a set of
     r of measure zero, only if no feature depends on another's channel.
     """
-    if plan.pooled is None:
+    if plan.channel_readout is None:
         return None
-    (last,), readout = uses[plan.pooled.last], uses[plan.pooled.readout][0]
+    (last,), readout = uses[plan.channel_readout.last], uses[plan.channel_readout.readout][0]
     image, features = last.output, readout.entered
     if features.ndim != 2 or not features.requires_grad:
         return None
@@ -44,7 +44,7 @@ def common_cotangents(plan: Plan, uses: Uses) -> Tensor | None:
 
 def readout_weights(plan: Plan) -> Tensor:
     """w (c, o) of the outputs asked for."""
-    assert plan.pooled is not None
-    layer = plan.layers[plan.pooled.readout].layer
-    prefix = f"{plan.pooled.readout}." if plan.pooled.readout else ""
+    assert plan.channel_readout is not None
+    layer = plan.layers[plan.channel_readout.readout].layer
+    prefix = f"{plan.channel_readout.readout}." if plan.channel_readout.readout else ""
     return getattr(layer, "weight_scale", 1.0) * plan.params[prefix + "weight"][list(plan.outputs)]

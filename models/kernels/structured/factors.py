@@ -61,8 +61,8 @@ def layer_factors(plan: Plan, x: Tensor, chunk: int) -> list[Factor]:
 
 def _structured(plan: Plan, x: Tensor, chunk: int, *, check: bool) -> list[Factor]:
     reuse_freed(plan.working_bytes_per_input * min(chunk, len(x)) / 2, x.device)
-    pooled = plan.pooled.last if plan.pooled is not None else None
-    kept = {name: _Store(layer, plan, x, pooled=name == pooled) for name, layer in plan.layers.items()}
+    last = plan.channel_readout.last if plan.channel_readout is not None else None
+    kept = {name: _Store(layer, plan, x, in_common=name == last) for name, layer in plan.layers.items()}
     for start in range(0, len(x) if kept or check else 0, chunk):
         rows = slice(start, min(start + chunk, len(x)))
         _fill(plan, kept, x[rows], rows, check=check and start == 0)
@@ -79,8 +79,8 @@ def _fill(plan: Plan, kept: "Mapping[str, _Store]", x: Tensor, rows: slice, *, c
         _require_same_sizes(plan, uses, len(x))
     wanted = [name for name, layer in plan.layers.items() if layer.form is not Diagonal]
     common = common_cotangents(plan, uses)
-    if plan.pooled is not None and common is not None:
-        name = plan.pooled.last
+    if plan.channel_readout is not None and common is not None:
+        name = plan.channel_readout.last
         kept[name].put_common(rows, readout_weights(plan), uses[name], common)
         wanted.remove(name)
     flat = [use for name in wanted for use in uses[name]]
@@ -147,7 +147,7 @@ def _require_none(names: set[str]) -> None:
 class _Store:
     """The arrays of one layer's factor while they are being filled; outputs outermost, or merged into o."""
 
-    def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor, *, pooled: bool) -> None:
+    def __init__(self, layer: LayerPlan, plan: Plan, x: Tensor, *, in_common: bool) -> None:
         self.layer, self.trace, self.num_outputs = layer, plan.trace, plan.num_outputs
         s, k, o = layer.positions, layer.fan_in, layer.fan_out
         dtype, device = plan.dtype, x.device
@@ -162,7 +162,7 @@ class _Store:
         self._common = partial(torch.empty, (len(x), o, entries), dtype=dtype, device=device)
         self.weights = torch.empty(0)  # (c, o), of what is in common
         self.in_common: list[slice] = []
-        if pooled:  # at once, or what is kept would lie between arrays that come and go, whose space is then lost
+        if in_common:  # at once, or what is kept would lie between arrays that come and go, whose space is then lost
             self.common  # noqa: B018
         elif layer.form is not Diagonal:
             self.outer  # noqa: B018

@@ -61,7 +61,7 @@ class Plan:
     dtype: torch.dtype
     activations: Activations
     reference: Reference
-    pooled: "Pooled | None"
+    channel_readout: "ChannelReadout | None"
     in_place: bool  # whether the network writes into what its layers return
 
     @property
@@ -118,11 +118,11 @@ class Plan:
         """The same with these layers left to their exact Jacobian."""
         layers = {name: layer for name, layer in self.layers.items() if name not in names}
         rest = _rest(self.model, [layer.layer for layer in layers.values()], self.chosen)
-        return replace(self, layers=layers, rest=rest, pooled=_pooled(layers, self.trace))
+        return replace(self, layers=layers, rest=rest, channel_readout=_channel_readout(layers, self.trace))
 
 
 @dataclass(frozen=True)
-class Pooled:
+class ChannelReadout:
     """The last layer and a readout of as many features: perhaps each sees that channel alone, which every batch is
     asked (`channels.common_cotangents`)."""
 
@@ -130,13 +130,13 @@ class Pooled:
     readout: str
 
 
-def _pooled(layers: Mapping[str, LayerPlan], trace: bool) -> Pooled | None:
+def _channel_readout(layers: Mapping[str, LayerPlan], trace: bool) -> ChannelReadout | None:
     readout = next((name for name, layer in layers.items() if layer.form is Diagonal), None)
     if readout is None or layers[readout].fan_out == 1:
         return None
     features = layers[readout].layer.weight.shape[1]
     shares = [name for name, layer in layers.items() if layer.uses == 1 and _shares(layer, trace)][-1:]
-    return Pooled(shares[0], readout) if shares and layers[shares[0]].fan_out == features else None
+    return ChannelReadout(shares[0], readout) if shares and layers[shares[0]].fan_out == features else None
 
 
 def _shares(layer: LayerPlan, trace: bool) -> bool:
@@ -183,7 +183,7 @@ def make_plan(
         dtype or next(iter(params.values())).dtype,
         trial.activations,
         trial.reference,
-        _pooled(plans, trace),
+        _channel_readout(plans, trace),
         trial.in_place,
     )
 
