@@ -33,7 +33,7 @@ from ridgescope.theory.blocks import (
 
 DRAWS = 16  # of the first layer
 FEATURES = 1024  # of all examples of the second layer's filters together, for each draw
-FEWEST = 4  # of these examples
+SIGNALS = 40  # of all examples and outputs together, at least, for each draw: with few, their squares' spread is missed
 READOUTS = 1024  # features of the readout
 
 
@@ -75,7 +75,7 @@ def _given(first: "FirstLayer", size: int, form: str, features: int, seed: int) 
     channel = Channel(upper, images)
     outputs, copies = channel.outputs, min(channel.outputs, channel.rank)
     read = channel.readout_features(normals(READOUTS // channel.rank, channel.entries, seed))
-    count = max(FEWEST, features // channel.entries)
+    count = max(-(-SIGNALS // outputs), features // channel.entries)
     normal = normals(count, channel.entries + channel.signals, seed + 1)
     filters, signal = normal.split([channel.entries, channel.signals], 1)
     signal = signal.view(count, outputs, -1)

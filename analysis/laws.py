@@ -41,7 +41,7 @@ LAW_COLUMNS = (
 )  # fmt: skip
 NOTES = ("block_note", "block_pool_note")
 
-LAWS = 5  # version of a file of laws; another one is computed again
+LAWS = 6  # version of a file of laws; another one is computed again
 
 # The law at M points costs M^3: the effect of the width is taken from this many, the risk at infinite width from all.
 POOL_POINTS = 400

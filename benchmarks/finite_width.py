@@ -96,7 +96,7 @@ def main() -> None:
         wanted = [dict(zip(KEYS, key, strict=True)) for key in grid]
         table = sweep(options.out, wanted, options.ridges, partial(measure, options=options))
     for (activation, shallow), rows in table.groupby(["activation", table.depth == 1]):
-        by, bounds = (["data", "P"], (0.04, 0.1)) if shallow else (["data", "depth", "P", "width"], (0.05, 0.2))
+        by, bounds = (["data", "P"], (0.04, 0.1)) if shallow else (["depth", "P", "width"], (0.05, 0.2))
         print(f"\n{activation}\n\n{summary(rows, by, *bounds)}")
 
 

@@ -139,7 +139,7 @@ def summary(table: pd.DataFrame, by: list[str], risk: float = 0.05, excess: floa
         lines.append(f"| {' | '.join(map(str, values))} |")
     missed = table[~table.good & table.law_test.notna() | table.excess_deviation.notna() & ~table.excess_good]
     return "\n".join(
-        [*lines, "", *(describe(row, list(dict.fromkeys([*by, "width"]))) for row in missed.to_dict("records"))]
+        [*lines, "", *(describe(row, list(dict.fromkeys(["data", *by, "width"]))) for row in missed.to_dict("records"))]
     )
 
 

@@ -153,7 +153,7 @@ def _needed(pilot: Pilot, size: int | float, half: float) -> str:
 
 @dataclass(frozen=True)
 class _BestRidge:
-    """``ridge``: the middle, in the logarithm, of the range ``low`` to ``high`` in which the risk is flat."""
+    """``low`` to ``high``: where the risk is flat."""
 
     ridge: float
     low: float
@@ -162,13 +162,14 @@ class _BestRidge:
 
 
 def _best_ridge(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> _BestRidge:
-    """The middle of the range in which the risk is at most `FLAT` above that at the lowest point.
+    """The middle, in degrees of freedom, of the range in which the risk is hardly above that at the lowest point.
 
     The lowest point is where the risk and its sampling error's upper end are least. The error of the tail does not
     count: it grows steadily towards small ridges, and would always choose larger ones. Only the valley is searched that
     is reached downhill from the pool's own best ridge: at ridges far below it a few points decide the forecast, and
-    another, lower valley there is a pilot's noise. Within the flat range the forecast does not tell the ridges apart,
-    and the risk rises steeply beyond either end, so its middle is the safest (docs/results/forecast.md).
+    another, lower valley there is a pilot's noise. Around it the forecast does not tell the ridges apart, so the middle
+    is taken; of df1 and not of the ridge, for df1 no longer changes where a ridge is too small to matter
+    (docs/results/forecast.md).
     """
     ridges = RIDGE_GRID * scale
     start, risks = (at_width(measured, width, n, ridges)[0] for n in (measured[0].pilots[0].size, size))
@@ -177,14 +178,22 @@ def _best_ridge(measured: list[WidthPilots], width: int | float, size: int | flo
     for step in (-1, 1):
         while 0 <= lowest + step < len(upper) and upper[lowest + step] < upper[lowest]:
             lowest += step
-    flat = (risks.log_risk <= risks.log_risk[lowest] + math.log1p(FLAT)).tolist()
+    low, high = _flat(risks.log_risk, lowest, FLAT)
+    first, last = _flat(risks.log_risk, lowest, FLAT / 2)
+    share = risks.share[first : last + 1]
+    middle = first + int((share - (share[0] + share[-1]) / 2).abs().argmin())
+    return _BestRidge(float(ridges[middle]), float(ridges[low]), float(ridges[high]), float(risks.log_risk[middle]))
+
+
+def _flat(log_risk: Float64[Tensor, " n"], lowest: int, rise: float) -> tuple[int, int]:
+    """The ends of the range around ``lowest`` in which the risk is at most ``rise`` above the risk there."""
+    flat = (log_risk <= log_risk[lowest] + math.log1p(rise)).tolist()
     low = high = lowest
     while low > 0 and flat[low - 1]:
         low -= 1
     while high + 1 < len(flat) and flat[high + 1]:
         high += 1
-    middle = (low + high) // 2
-    return _BestRidge(float(ridges[middle]), float(ridges[low]), float(ridges[high]), float(risks.log_risk[middle]))
+    return low, high
 
 
 def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
