@@ -3,8 +3,9 @@
     python -m venv rival && rival/bin/pip install jax==0.4.38 jaxlib==0.4.38 neural-tangents==0.6.5 tf2jax==0.3.6
     python benchmarks/kernel_rivals.py --rival rival/bin/python
 
-Each runs in a process of its own, ours in this one: in a process that has made one of our kernels torch.func reuses the
-memory that it frees as well, and would not be what its users have. The time of neural-tangents is that of its best
+Each runs in a process of its own, ours in this one, torch.func in a new one for each kernel: in a process that has made
+one of our kernels, or has freed larger arrays, it reuses the memory that it frees, and would not be what its users have.
+The time of neural-tangents is that of its best
 implementation and batch size, chosen from one warm call each; compilation is left out. Printed: medians of the wall
 clock and of processor seconds, their ratios, the share of the measured matrix-product peak, and the largest relative
 difference of the kernels. On a busy machine the processor seconds say more.
@@ -240,13 +241,13 @@ def main() -> None:
     print("| kernel | ours, s | ours, processor s | neural-tangents / ours (wall / processor) | torch.func / ours "
           "| of peak | its best | difference | load |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh, initializer=torch.set_num_threads, initargs=(arguments.threads,)) as apart:
-        for configs, dtype in ((EMPIRICAL, torch.float32), (INFINITE, torch.float64)):
-            chosen = [one for one in configs if all(word in one.name.split() for word in arguments.only)]
-            if not chosen:
-                continue
-            rival = Rival(arguments.rival, dtype == torch.float64, arguments.threads) if arguments.rival else None
-            for config in chosen:
+    for configs, dtype in ((EMPIRICAL, torch.float32), (INFINITE, torch.float64)):
+        chosen = [one for one in configs if all(word in one.name.split() for word in arguments.only)]
+        if not chosen:
+            continue
+        rival = Rival(arguments.rival, dtype == torch.float64, arguments.threads) if arguments.rival else None
+        for config in chosen:
+            with ProcessPoolExecutor(1, fresh, torch.set_num_threads, (arguments.threads,)) as apart:
                 run(config, rival, apart, arguments.rounds, dtype)
 
 
