@@ -3,12 +3,12 @@
     python -m venv rival && rival/bin/pip install jax==0.4.38 jaxlib==0.4.38 neural-tangents==0.6.5 tf2jax==0.3.6
     python benchmarks/kernel_rivals.py --rival rival/bin/python
 
-Each runs in a process of its own, ours in this one, torch.func in a new one for each kernel: in a process that has made
-one of our kernels, or has freed larger arrays, it reuses the memory that it frees, and would not be what its users have.
-The time of neural-tangents is that of its best
-implementation and batch size, chosen from one warm call each; compilation is left out. Printed: medians of the wall
-clock and of processor seconds, their ratios, the share of the measured matrix-product peak, and the largest relative
-difference of the kernels. On a busy machine the processor seconds say more.
+Each runs in a process of its own: ours in this one, torch.func in a new one for each kernel. In a process that has made
+one of our kernels, or freed larger arrays, torch.func reuses the memory that it frees, and is not what its users have.
+The time of neural-tangents is that of its best implementation and batch size, chosen from one warm call each;
+compilation is left out. Printed: medians of the wall clock and of processor seconds, their ratios, the share of the
+measured matrix-product peak, and the largest relative difference of the kernels. On a busy machine the processor
+seconds say more.
 """
 
 import argparse
