@@ -213,7 +213,7 @@ def test_a_cell_interrupted_and_continued_with_another_budget_is_whole(
     assert [m["loss"] for m in torn] == pytest.approx([m["loss"] for m in whole], rel=1e-9)
 
 
-# slow descent of a small network: seconds of steps, more than the test waits before it stops them, and checkpoints between
+# slow descent of a small network: more seconds of steps than the test waits before it stops them, checkpoints between
 COMMAND = (
     "train", "name=restart", "optimiser=sgd", "alpha=1", "model.width=16", "data.train_size=20", "data.pool_size=100",
     "data.test_size=50", "ridges=[1e-3]", "num_seeds=2", "num_draws=2", "max_steps=2500", "tolerance=1e-12",
