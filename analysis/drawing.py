@@ -94,7 +94,12 @@ def points(axes: Axes, rows: pd.DataFrame, x: str, y: str, fmt: str = "o", **opt
 def width_colour(table: pd.DataFrame, width: Any) -> tuple[float, float, float, float]:
     """Light for the narrowest network of ``table``, dark for the widest."""
     widths = values(table["width"])
-    return mpl.colormaps["viridis_r"](0.12 + 0.83 * widths.index(width) / max(len(widths) - 1, 1))
+    return ordered_colour(widths.index(width), len(widths))
+
+
+def ordered_colour(place: int, count: int) -> tuple[float, float, float, float]:
+    """Of the place-th of ``count`` ordered values: light for the first, dark for the last."""
+    return mpl.colormaps["viridis_r"](0.12 + 0.83 * place / max(count - 1, 1))
 
 
 def width_legend(figure: Figure, table: pd.DataFrame, others: list[Line2D]) -> None:

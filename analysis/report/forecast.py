@@ -13,7 +13,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ridgescope.analysis.drawing import LINE_STYLES, few_log_ticks, figure_bytes, new_figure, paper_style
+from ridgescope.analysis.drawing import (
+    LINE_STYLES,
+    few_log_ticks,
+    figure_bytes,
+    new_figure,
+    ordered_colour,
+    paper_style,
+)
 from ridgescope.analysis.forecast.grid import Forecast
 from ridgescope.analysis.forecast.pilot import QUANTILE
 from ridgescope.analysis.forecast.width import at_width
@@ -120,14 +127,16 @@ def ridges_figure(result: Forecast, runs: pd.DataFrame | None = None) -> Figure:
     figure = new_figure(3.0)
     axes = figure.subplots()
     width = result.table["width"].max()
-    for style, size in zip(LINE_STYLES, sorted(result.table["P"].unique()), strict=False):
+    sizes = sorted(result.table["P"].unique())
+    for place, size in enumerate(sizes):
+        colour = ordered_colour(place, len(sizes))
         rows = result.table[(result.table["P"] == size) & (result.table["width"] == width)].sort_values("ridge")
         low, high = rows["risk_low"].to_numpy(), rows["risk_high"].to_numpy()
-        axes.fill_between(rows["ridge"].to_numpy(), low, high, color=style["color"], alpha=0.15, lw=0)
-        axes.plot(rows["ridge"].to_numpy(), rows["risk"].to_numpy(), color=style["color"], label=f"{size:g}")
+        axes.fill_between(rows["ridge"].to_numpy(), low, high, color=colour, alpha=0.15, lw=0)
+        axes.plot(rows["ridge"].to_numpy(), rows["risk"].to_numpy(), color=colour, label=f"{size:g}")
         if runs is not None:
             mine = runs[(runs["P"] == size) & (runs["width"] == width)]
-            axes.plot(mine["ridge"].to_numpy(), mine["test"].to_numpy(), "s", color=style["color"], mfc="none")
+            axes.plot(mine["ridge"].to_numpy(), mine["test"].to_numpy(), "s", color=colour, mfc="none")
     axes.set(xscale="log", yscale="log", xlabel="ridge λ", ylabel="test risk")
     few_log_ticks(axes.yaxis)
     figure.legend(loc="outside right upper", title="samples P")
