@@ -71,8 +71,11 @@ def forecast(
     rows, best = [], []
     for width in asked:
         for size in num_samples:
-            rows += _rows(measured, width, size, chosen, scale)
-            best.append(_optimum(measured, width, size, scale))
+            optimum = _best_ridge(measured, width, size, scale)
+            rows += _rows(measured, width, size, chosen, optimum)
+            at = torch.tensor([optimum.ridge], dtype=torch.float64)
+            (row,) = _rows(measured, width, size, at, optimum)
+            best.append(row | {"ridge_low": optimum.low, "ridge_high": optimum.high})
     return Forecast(pd.DataFrame(rows), pd.DataFrame(best), _pilot_points(measured, chosen), measured)
 
 
@@ -91,10 +94,9 @@ def _width_pilots(width: int | float, grams: Sequence[Tensor], targets: Tensor) 
 
 
 def _rows(
-    measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor, scale: float
+    measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor, best: "_BestRidge"
 ) -> list[dict[str, object]]:
     risks, wide = at_width(measured, width, size, ridges)
-    best = _best_ridge(measured, width, size, scale)
     gains = {
         "data": risks.log_risk - at_width(measured, width, 2 * size, ridges)[0].log_risk,
         "ridge": risks.log_risk - best.log_risk,
@@ -194,12 +196,6 @@ def _flat(log_risk: Float64[Tensor, " n"], lowest: int, rise: float) -> tuple[in
     while high + 1 < len(flat) and flat[high + 1]:
         high += 1
     return low, high
-
-
-def _optimum(measured: list[WidthPilots], width: int | float, size: int | float, scale: float) -> dict[str, object]:
-    best = _best_ridge(measured, width, size, scale)
-    row = _rows(measured, width, size, torch.tensor([best.ridge], dtype=torch.float64), scale)[0]
-    return row | {"ridge_low": best.low, "ridge_high": best.high}
 
 
 def _doubled(measured: list[WidthPilots], width: int | float, size: int | float, ridges: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class _Wide:
         return cross, _contracted(answer, self.train), (answer * self.cross).sum((0, 1, 3, 4))
 
 
-_Piece = Root | _Narrow | _Wide
+_Piece = Root | _Wide
 
 
 def _contracted(left: Float64[Tensor, "m q n q p"], right: Float64[Tensor, "m q p q p"]) -> Tensor:
