@@ -17,7 +17,7 @@ from ridgescope.models.kernels.infinite.compiled import compiled
 from ridgescope.models.kernels.infinite.tasks import Slices, Task
 from ridgescope.models.kernels.infinite.threads import Workers
 
-SIDE = 144  # inputs of a tile: large enough for the matrix product, small enough for the cache
+SIDE = 200  # inputs of a tile: large enough for the matrix product, small enough for the cache
 BLOCK = 8  # numbers in a line of the cache
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

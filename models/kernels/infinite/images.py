@@ -13,7 +13,7 @@ from ridgescope.models.kernels.infinite.sweep import sweep
 from ridgescope.models.kernels.infinite.tasks import Inputs, Task
 from ridgescope.models.kernels.infinite.threads import Workers
 
-ROW = 256  # numbers in a row of pixels: far more than its call costs, and few enough for the fastest cache
+ROW = 512  # numbers in a row of pixels: far more than its call costs, and few enough for the fastest cache
 STRIP_NUMBERS = 2**20  # sums that are held at once: 16 MB
 PART_NUMBERS = 2**18  # pairs of images and of pixels, in all layers, between two looks at the clock: about 2 ms
 
