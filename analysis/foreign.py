@@ -1,11 +1,7 @@
 """Networks, checkpoints and data that are not ours, by import path; every misfit is one line."""
 
-import importlib
-import inspect
-import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,33 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ridgescope.analysis.audit_networks import Points
+from ridgescope.train.data import encode_targets
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_tensors
-
-
-def imported(path: str) -> Callable[..., Any]:
-    """What ``package.module:name`` stands for; modules of the working folder count. Raises ``UserError``."""
-    module, colon, name = path.partition(":")
-    if not (module and colon and name):
-        raise UserError(f"{path!r} is no import path; write package.module:factory, e.g. torchvision.models:resnet18")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does, and the console script does not
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # the user's module may fail in any way
-        raise UserError(f"cannot import {module} for {path}: {type(error).__name__}: {_first_line(error)}") from error
-    if not callable(getattr(found, name, None)):
-        raise UserError(f"{module} has no callable {name}; it has {', '.join(_public(found)) or 'none'}")
-    return getattr(found, name)
-
-
-def _public(module: Any) -> list[str]:
-    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-    return names[:8]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
+from ridgescope.train.own import first_line, imported, number_of_classes, own_data
 
 
 def build(path: str, arguments: Mapping[str, Any], seed: int, dtype: torch.dtype) -> nn.Module:
@@ -51,7 +24,7 @@ def build(path: str, arguments: Mapping[str, Any], seed: int, dtype: torch.dtype
             torch.manual_seed(seed)
             network = factory(**arguments)
     except Exception as error:
-        raise UserError(f"{path} failed with arguments {dict(arguments)}: {_first_line(error)}") from error
+        raise UserError(f"{path} failed with arguments {dict(arguments)}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{path} returned {type(network).__name__}; it must return a torch.nn.Module")
     return network.to(dtype).eval()
@@ -89,7 +62,7 @@ def _weights_only(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"cannot read {path} as weights only ({_first_line(error)}); save its state_dict(), best as .safetensors"
+            f"cannot read {path} as weights only ({first_line(error)}); save its state_dict(), best as .safetensors"
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not the dictionary of a state_dict")
@@ -129,40 +102,14 @@ def load_points(path: str, draw: int, dtype: torch.dtype) -> Given:
     A function with an argument ``draw`` is given the number of the training set. Integer targets of one axis are
     class labels and become one-hot minus 1/C; other targets are centred by the mean of all.
     """
-    function = imported(path)
-    try:
-        values = function(draw=draw) if "draw" in inspect.signature(function).parameters else function()
-        parts = [torch.as_tensor(value) for value in values]
-    except Exception as error:
-        raise UserError(f"{path} did not return data: {type(error).__name__}: {_first_line(error)}") from error
-    if len(parts) not in (2, 4):
-        raise UserError(
-            f"{path} returned {len(parts)} parts; return (inputs, targets) or (train inputs, train targets, test "
-            "inputs, test targets)"
-        )
-    for inputs, targets in zip(parts[::2], parts[1::2], strict=True):
-        if len(inputs) != len(targets):
-            raise UserError(f"{path} returned {len(inputs)} inputs with {len(targets)} targets; give one for each")
-        if not bool(torch.isfinite(inputs).all()):
-            raise UserError(f"{path} returned inputs with NaN or infinity; clean the data first")
-    encoded = _encode(torch.cat(parts[1::2]), path)
-    inputs = torch.cat(parts[::2])
-    inputs = inputs.to(dtype) if not inputs.dtype.is_floating_point or inputs.dtype != dtype else inputs
-    if len(parts) == 2:
+    parts = own_data(path, draw)
+    inputs = torch.cat([inputs for inputs, _ in parts]).to(dtype)
+    targets = torch.cat([targets for _, targets in parts])
+    classes = number_of_classes(targets, path)
+    encoded = (
+        targets - targets.mean(0) if classes is None else encode_targets(targets, classes, "one_hot", torch.float64)
+    )
+    if len(parts) == 1:
         return Given(inputs, encoded, None)
-    n = len(parts[0])
+    n = len(parts[0][0])
     return Given(inputs, encoded, Points(inputs[:n], encoded[:n].to(dtype), inputs[n:], encoded[n:].to(dtype)))
-
-
-def _encode(targets: Tensor, path: str) -> Tensor:
-    if targets.ndim == 1 and not targets.dtype.is_floating_point:
-        classes = int(targets.max()) + 1
-        if int(targets.min()) < 0 or classes < 2:
-            raise UserError(
-                f"{path} returned class labels from {int(targets.min())} to {classes - 1}; use 0..C-1, C > 1"
-            )
-        return nn.functional.one_hot(targets.long(), classes).double() - 1 / classes
-    values = targets.double().reshape(len(targets), -1)
-    if not bool(torch.isfinite(values).all()):
-        raise UserError(f"{path} returned targets with NaN or infinity; clean the data first")
-    return values - values.mean(0)

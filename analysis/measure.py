@@ -233,7 +233,7 @@ def _after_training(
     row = {
         "network_test": test_risk,
         "network_train": train_risk,
-        "network_accuracy": _accuracy(test, point.data.test_targets),
+        "network_accuracy": math.nan if point.data.num_classes is None else _accuracy(test, point.data.test_targets),
         "kappa_risk": ridge * math.sqrt(test_risk / train_risk) if ridge > 0 and train_risk > 0 else math.nan,
         "kernel_movement": float((after - before).norm() / before.norm()),
     }

@@ -55,14 +55,14 @@ class Cell:
         )
 
     def data(self, num_draws: int | None = None) -> PreparedData:
-        """The very same data, with more draws if wanted: its index hashes must be the recorded ones."""
+        """The very same data, with more draws if wanted: its hashes must be the recorded ones."""
         draws = max(num_draws or 0, self.config["num_draws"])
         data = prepare_data(**self.config["data"], num_draws=draws, dtype=torch.float64)
         recorded = read_json(self.folder / "splits.json")["hashes"]
-        if not recorded.items() <= data.splits.hashes().items():
+        if not recorded.items() <= data.hashes().items():
             raise UserError(
-                f"{self.name} was trained on other splits than {self.config['data']['name']} gives now; is data.root "
-                f"another version of the files?"
+                f"{self.name} was trained on other points than {self.config['data']['name']} gives now; put the data "
+                f"back as it was, or train again under another name"
             )
         return data
 

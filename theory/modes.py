@@ -226,10 +226,12 @@ def _upper(end: float | None) -> float:
 def _crossing(outside: Callable[[float], bool], centre: float, step: float) -> float | None:
     """The first crossing found in the direction of ``step``, to 1e-3 of it; None within 60 e-folds."""
     inner, outer = centre, centre + step
-    while not outside(outer):
+    while abs(outer - centre) <= 60:
+        if outside(outer):
+            break
         inner, outer = outer, centre + 2 * (outer - centre)
-        if abs(outer - centre) > 60:
-            return None
+    else:
+        return None
     while abs(outer - inner) > 1e-3 * abs(step):
         middle = (inner + outer) / 2
         inner, outer = (inner, middle) if outside(middle) else (middle, outer)

@@ -70,11 +70,19 @@ def pool_readings(pool: PoolEstimator, pool_ridges: Float64[Tensor, " k"]) -> Po
 
 def _correct(residual: Tensor, targets: Tensor) -> Tensor:
     predicted = targets[:, None] - residual
+    if not _classes(targets):
+        return torch.full((residual.shape[1],), math.nan, dtype=torch.float64)
     if targets.shape[1] > 1:
         return (predicted.argmax(2) == targets.argmax(1)[:, None]).double().mean(0)
-    if float(targets.abs().std()) > 1e-6 * float(targets.abs().mean()):
-        return torch.full((residual.shape[1],), math.nan, dtype=torch.float64)
     return (predicted * targets[:, None] > 0)[:, :, 0].double().mean(0)
+
+
+def _classes(targets: Tensor) -> bool:
+    """Whether all points have one output above the others, which are equal, by as much; of one output, one size."""
+    ordered = targets.sort(1).values
+    gap = ordered[:, -1] - ordered[:, 0] if targets.shape[1] > 1 else targets[:, 0].abs()
+    unlike = (ordered[:, -2:].amin(1) - ordered[:, 0]).amax()
+    return float(torch.maximum(gap.std(), unlike)) <= 1e-6 * float(gap.mean())
 
 
 def interpolate(x: Float64[Tensor, " n"], at: Float64[Tensor, " k"], values: Float64[Tensor, " k"]) -> Tensor:

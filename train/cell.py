@@ -197,10 +197,10 @@ def _describe(
         before = OmegaConf.to_container(OmegaConf.load(described))
         if not isinstance(before, dict) or cell_hash({str(key): value for key, value in before.items()}) != identity:
             raise UserError(f"{folder} was begun with another config; delete the folder or choose another output")
-    hashes = data.splits.hashes()
+    hashes = data.hashes()
     previous = folder / "splits.json"
-    if previous.exists() and read_json(previous)["hashes"] != hashes:
-        raise UserError(f"{folder} was begun with other splits; delete the folder or choose another output")
+    if previous.exists() and not read_json(previous)["hashes"].items() <= hashes.items():
+        raise UserError(f"{folder} was begun with other splits or points; delete the folder or choose another output")
     write_text(described, OmegaConf.to_yaml(OmegaConf.create(config)))
     write_json(previous, {"hashes": hashes, "seed": config["data"]["seed"]})
     write_tensors(

@@ -181,7 +181,8 @@ def cell_name(config: dict[str, Any]) -> str:
     """A readable folder name that changes with anything that changes the cell."""
     model = str(config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
     width = f"-w{config['model']['width']}" if "width" in config["model"] else ""
-    return f"{config['data']['name']}-{model}{width}-P{config['data']['train_size']}-{cell_hash(config)}"
+    data = config["data"]["name"].rpartition(":")[2]
+    return f"{data}-{model}{width}-P{config['data']['train_size']}-{cell_hash(config)}"
 
 
 def parse_memory(text: str) -> int:

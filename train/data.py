@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ridgescope.train.errors import UserError
-from ridgescope.train.sources import Images, Source, load_source
+from ridgescope.train.sources import Samples, Source, load_source
 
-TargetKind = Literal["one_hot", "binary", "parity"]
+TargetKind = Literal["one_hot", "binary", "parity", "values"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class Splits:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Pool and test points as the networks see them: inputs (n, c, h, w), targets (n, C), labels (n,).
+    """Pool and test points as the networks see them: inputs (n, ...), targets (n, C), labels (n,).
 
-    ``label_noise`` is the variance added to the targets, summed over outputs: the ``s2`` of the theory.
+    Of real targets the labels are the targets as they were given, and there are no classes. ``content`` is the SHA-256
+    of the points as they were given, first 16 hex digits.
     """
 
     pool_inputs: Tensor
@@ -51,7 +52,12 @@ class PreparedData:
     test_targets: Tensor
     test_labels: Tensor
     splits: Splits
-    num_classes: int
+    num_classes: int | None
+    content: str
+
+    def hashes(self) -> dict[str, str]:
+        """What a cell was trained on: of each index set, and of the points."""
+        return self.splits.hashes() | {"content": self.content}
 
     @property
     def num_outputs(self) -> int:
@@ -84,15 +90,17 @@ def prepare_data(
     ``centre`` subtracts the mean image of the pool. ``unit_norm`` scales each input to ``|x|^2 = d``, its number
     of entries (unit root mean square per entry), which makes K(x, x) constant for a fully connected network.
     Targets: ``one_hot`` minus 1/C; ``binary`` +-1 for the upper/lower half of the classes; ``parity`` +-1 for
-    even/odd labels. ``label_noise`` adds Gaussian noise of that variance (summed over outputs);
-    ``label_flip`` replaces that share of the labels by another class. Both act on pool and test points alike.
+    even/odd labels; ``values`` real targets less the mean of the pool's. ``label_noise`` adds Gaussian noise of that
+    variance (summed over outputs); ``label_flip`` replaces that share of the labels by another class. Both act on
+    pool and test points alike.
 
     Raises ``UserError`` for impossible sizes, unknown names, and data that cannot be had.
     """
     source = load_source(name, root=root, download=download)
     splits = make_splits(source, train_size, pool_size, test_size, num_draws, seed)
-    pool, pool_labels = _select(source.train, splits.pool, dtype)
-    test, test_labels = _select(source.test, splits.test, dtype)
+    given = _select(source.train, splits.pool), _select(source.test, splits.test)
+    pool, test = (_scaled(samples.inputs, dtype) for samples in given)
+    pool_labels, test_labels = (samples.labels for samples in given)
     if centre:
         mean = pool.mean(0)
         pool, test = pool - mean, test - mean
@@ -100,16 +108,28 @@ def prepare_data(
         pool, test = _unit_norm(pool), _unit_norm(test)
     generator = torch.Generator().manual_seed(seed + 1)
     classes = source.train.num_classes
+    _require_target(name, target, classes, label_flip)
 
     def targets(labels: Tensor) -> Tensor:
-        clean = encode_targets(_flip(labels, classes, label_flip, generator), classes, target, dtype)
+        if classes is None:
+            clean = (labels - pool_labels.mean(0)).to(dtype)
+        else:
+            clean = encode_targets(_flip(labels, classes, label_flip, generator), classes, target, dtype)
         if label_noise < 0:
             raise UserError(f"data.label_noise={label_noise} is a variance; it must be >= 0")
         deviation = (label_noise / clean.shape[1]) ** 0.5
         return clean + deviation * torch.randn(clean.shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return PreparedData(
-        pool, targets(pool_labels), pool_labels, test, targets(test_labels), test_labels, splits, classes
+        pool,
+        targets(pool_labels),
+        pool_labels,
+        test,
+        targets(test_labels),
+        test_labels,
+        splits,
+        classes,
+        _digest(*(values for samples in given for values in (samples.inputs, samples.labels))),
     )
 
 
@@ -152,7 +172,18 @@ def encode_targets(labels: Tensor, num_classes: int, kind: TargetKind, dtype: to
         return torch.where(labels >= num_classes // 2, 1.0, -1.0).to(dtype)[:, None]
     if kind == "parity":
         return torch.where(labels % 2 == 0, 1.0, -1.0).to(dtype)[:, None]
-    raise UserError(f"data.target={kind!r} is unknown; choose one_hot, binary or parity")
+    raise UserError(f"data.target={kind!r} is unknown; choose one_hot, binary, parity or values")
+
+
+def _require_target(name: str, target: str, classes: int | None, label_flip: float) -> None:
+    if classes is None and target != "values":
+        raise UserError(f"the targets of {name} are real numbers, not classes; set data.target=values")
+    if classes is None and label_flip != 0:
+        raise UserError(
+            f"data.label_flip={label_flip} is a share of class labels; {name} has real targets, set it to 0"
+        )
+    if classes is not None and target == "values":
+        raise UserError(f"data.target=values is for real targets; {name} has class labels: one_hot, binary or parity")
 
 
 def hash_seed(*parts: object) -> int:
@@ -165,10 +196,12 @@ def _permutation(size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
-def _select(images: Images, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    chosen = images.inputs[index]
-    scaled = chosen.to(dtype) / 255 if chosen.dtype == torch.uint8 else chosen.to(dtype)
-    return scaled, images.labels[index]
+def _select(samples: Samples, index: Tensor) -> Samples:
+    return Samples(samples.inputs[index], samples.labels[index], samples.num_classes)
+
+
+def _scaled(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    return inputs.to(dtype) / 255 if inputs.dtype == torch.uint8 else inputs.to(dtype)
 
 
 def _unit_norm(inputs: Tensor) -> Tensor:
@@ -187,8 +220,13 @@ def _flip(labels: Tensor, classes: int, share: float, generator: torch.Generator
     return torch.where(chosen, (labels + shift) % classes, labels)
 
 
-def _digest(index: Tensor) -> str:
-    return hashlib.sha256(index.numpy().astype(np.dtype("<i8")).tobytes()).hexdigest()[:16]
+def _digest(*arrays: Tensor) -> str:
+    """Of the numbers in little-endian order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array.numpy())
+        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False))
+    return digest.hexdigest()[:16]
 
 
 class BatchPositions(IterableDataset[Tensor]):

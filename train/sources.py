@@ -1,7 +1,7 @@
-"""Where images come from: scikit-learn's digits, torchvision's datasets, or files already on disk.
+"""Where points come from: scikit-learn's digits, torchvision's datasets, files on disk, or a function of the user's.
 
-A source is a pool of images for training and one of test images, as ``uint8`` or float arrays of shape
-(n, channels, height, width) with integer labels. Nothing is scaled, centred or shuffled here.
+A source is a pool of points for training and one of test points, as ``uint8`` or float arrays with integer labels or
+real targets; images are (n, channels, height, width). Nothing is scaled, centred or shuffled here.
 """
 
 import gzip
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ridgescope.train.errors import UserError
+from ridgescope.train.own import number_of_classes, own_data
 
 # torchvision's class, and the folder that Debian-style packages use under share/datasets
 _IDX = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST"}
@@ -25,25 +26,25 @@ DATASETS = ("digits", *_TORCHVISION)
 
 
 @dataclass(frozen=True)
-class Images:
-    """``inputs`` (n, channels, height, width), ``labels`` (n,) int64 in 0..num_classes-1."""
+class Samples:
+    """``inputs`` (n, ...), ``labels`` (n,) int64 in 0..num_classes-1; or real targets (n, C), and no classes."""
 
     inputs: Tensor
     labels: Tensor
-    num_classes: int
+    num_classes: int | None
 
 
 @dataclass(frozen=True)
 class Source:
     """``train`` feeds the pool, ``test`` the test set; ``shared`` when both must be cut from one set (digits)."""
 
-    train: Images
-    test: Images
+    train: Samples
+    test: Samples
     shared: bool
 
 
 def load_source(name: str, *, root: str | None = None, download: bool = True) -> Source:
-    """Load a data set by name.
+    """Load a data set by name, or call the function ``package.module:function`` (`own_data`).
 
     ``root`` is a folder with the files, in torchvision's layout or flat; without it the usual places are
     searched (``RIDGESCOPE_DATA``, ``share/datasets``) and torchvision downloads to the user's cache.
@@ -52,8 +53,15 @@ def load_source(name: str, *, root: str | None = None, download: bool = True) ->
     """
     if name == "digits":
         return _digits()
+    if ":" in name:
+        if root is not None:
+            raise UserError(f"data.root={root} is for data sets with files; {name} is a function, leave data.root out")
+        return _own(name)
     if name not in _TORCHVISION:
-        raise UserError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}")
+        raise UserError(
+            f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}, "
+            "or data=own data.name=package.module:function"
+        )
     if root is not None and not Path(root).is_dir():
         raise UserError(f"data.root={root} is not a folder; create it, or leave data.root out")
     if name in _IDX:
@@ -67,12 +75,19 @@ def _digits() -> Source:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images = Images(
+    images = Samples(
         torch.from_numpy(data.images.astype(np.float64) / 16.0)[:, None],
         torch.from_numpy(data.target.astype(np.int64)),
         10,
     )
     return Source(images, images, shared=True)
+
+
+def _own(path: str) -> Source:
+    parts = own_data(path)
+    classes = number_of_classes(torch.cat([targets for _, targets in parts]), path)
+    samples = [Samples(inputs, targets, classes) for inputs, targets in parts]
+    return Source(samples[0], samples[-1], shared=len(samples) == 1)
 
 
 def default_root() -> Path:
@@ -103,12 +118,12 @@ def _candidates(name: str, root: str | None) -> Iterator[Path]:
         yield base / _IDX[name] / "raw"
 
 
-def _read_idx(folder: Path, part: str) -> Images:
+def _read_idx(folder: Path, part: str) -> Samples:
     images = _idx_array(folder, f"{part}-images-idx3-ubyte", 3)
     labels = _idx_array(folder, f"{part}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
         raise UserError(f"{folder} holds {len(images)} {part} images but {len(labels)} labels; fetch the files again")
-    return Images(torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)), 10)
+    return Samples(torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)), 10)
 
 
 def _idx_array(folder: Path, name: str, ndim: int) -> np.ndarray:
@@ -133,7 +148,7 @@ def _torchvision(name: str, root: str | None, download: bool) -> Source:
     kind = getattr(torchvision.datasets, _TORCHVISION[name])
     place = Path(root) if root is not None else default_root()
 
-    def part(train: bool) -> Images:
+    def part(train: bool) -> Samples:
         which: dict[str, Any] = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -146,7 +161,7 @@ def _torchvision(name: str, root: str | None, download: bool) -> Source:
                 f"files there or point data.root=FOLDER at them"
             ) from error
         labels = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets), dtype=torch.int64)
-        return Images(_channels_first(np.asarray(data.data)), labels, 100 if name == "cifar100" else 10)
+        return Samples(_channels_first(np.asarray(data.data)), labels, 100 if name == "cifar100" else 10)
 
     return Source(part(True), part(False), shared=False)
 

@@ -123,10 +123,10 @@ def _start(folder: Path, words: dict[str, Any], *, offline: bool) -> WandbLogger
         silent=True,
         console="off",  # the output of a command belongs to its log, not to the run that happens to be open
     )
-    logger = WandbLogger(**words, save_dir=folder, dir=str(folder), offline=offline, settings=settings)
-    # starts it, so that a failure shows here and not in the middle of a fit
-    logger.experiment.define_metric("*", step_metric="trainer/global_step")
-    return logger
+    # started here, so that a failure shows here and not in the middle of a fit
+    run = wandb.init(**words, dir=str(folder), resume="allow", settings=settings)
+    run.define_metric("*", step_metric="trainer/global_step")
+    return WandbLogger(experiment=run, save_dir=folder, offline=offline)
 
 
 def _give_up() -> None:

@@ -27,7 +27,7 @@ def measured():
     inputs, targets = (torch.randn(20, size, generator=generator, dtype=torch.float64) for size in (4, 3))
     labels, index = torch.zeros(20, dtype=torch.long), torch.arange(20)
     splits = Splits(index, index[12:], index[None, :12])
-    data = PreparedData(inputs, targets, labels, inputs[12:], targets[12:], labels[12:], splits, 3)
+    data = PreparedData(inputs, targets, labels, inputs[12:], targets[12:], labels[12:], splits, 3, "")
     record = {"seed": 0, "draw": 0, "status": "converged", "steps": 3, "optimality_gap": 1e-9}
     config = {"alpha": 1.0, "data": {"name": "made up", "train_size": 12}, "model": MODEL, "ridges": ridges, "seed": 0}
     config |= {"num_seeds": 1}

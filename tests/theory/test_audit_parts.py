@@ -43,6 +43,18 @@ def test_pool_modes_recover_the_kappa_that_shrank_them(pool: tuple) -> None:
     assert found.low < kappa < found.high
 
 
+def test_modes_that_the_target_hardly_has_bound_no_kappa(pool: tuple) -> None:
+    """Their standard error is thousands of e-folds: no end of the interval is looked for where numbers overflow."""
+    estimator, gram, labels = pool
+    hidden = estimator.vectors[:, -40:].sum(1, keepdim=True) + 1e-5 * labels
+    estimator = pool_estimator(gram, hidden)
+    found = kappa_from_pool_modes(
+        0.5 * hidden, hidden, torch.arange(150), estimator, num_modes=20, num_samples=50, gamma=0.3, start=1e-2
+    )
+    assert found.se_log > 1000
+    assert (found.low, found.high) == (0, math.inf)
+
+
 @pytest.mark.slow
 def test_the_pools_kappa_and_its_difference_to_the_resolvents_have_z_scores_of_spread_one(
     draw: Callable, spread: Callable

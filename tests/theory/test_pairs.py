@@ -45,6 +45,20 @@ def test_slopes_and_jackknife_are_those_of_pools_with_one_point_deleted(outputs:
     torch.testing.assert_close(found.risk_se, error, rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize(("outputs", "classes"), [(1, True), (2, True), (3, True), (1, False), (2, False), (3, False)])
+def test_only_targets_that_are_classes_have_an_accuracy(outputs: int, classes: bool) -> None:
+    features, values = regression(60, 0, unevenness=0.0, modes=30)
+    real = torch.cat([values, features[:, : outputs - 1]], dim=1)
+    one_hot = torch.nn.functional.one_hot(real.argmax(1), max(2, outputs)).double() - 1 / max(2, outputs)
+    y = (real if not classes else real.sign()) if outputs == 1 else (one_hot if classes else real)
+    pool = pool_estimator(features @ features.T, y)
+    correct = pool_readings(pool, ridge_grid(pool)).correct
+    assert bool(correct.isfinite().all()) is classes
+    assert bool(correct.isnan().all()) is not classes
+    if classes:
+        assert float(correct.max()) > 0.6
+
+
 def test_gaussian_points_obey_the_gaussian_law() -> None:
     shares = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
     excess, ratio = [], []
