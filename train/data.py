@@ -225,7 +225,7 @@ def _digest(*arrays: Tensor) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         values = np.ascontiguousarray(array.numpy())
-        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False))
+        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()[:16]
 
 
