@@ -18,6 +18,7 @@ from ridgescope.train.data import prepare_data
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import write_atomically
+from ridgescope.train.networks import network_factory
 from ridgescope.train.progress import duration, quiet, say
 
 
@@ -51,7 +52,7 @@ def _measure(plain: dict[str, Any]) -> pd.DataFrame:
     setting = Setting(instantiate(plain["optimiser"]), plain["steps"], plain["num_seeds"])
     ladder = {key: plain[key] for key in ("parameterisations", "alphas", "widths")}
     try:
-        return coordinates(instantiate(plain["model"], _partial_=True), data, setting, **ladder)
+        return coordinates(network_factory(plain["model"]), data, setting, **ladder)
     except ValueError as error:  # a network that refuses its arguments says so in one line
         raise UserError(str(error)) from error
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from ridgescope.train.cell import FORMAT, is_done
 from ridgescope.train.data import PreparedData, prepare_data
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_json, read_tensors
+from ridgescope.train.networks import network_factory
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Cell:
 
     def network(self, data: PreparedData) -> nn.Module:
         """The architecture with arbitrary weights: kernels and predictions get theirs from the files."""
-        factory = instantiate(self.config["model"], _partial_=True)
-        return factory(
+        return network_factory(self.config["model"])(
             in_shape=data.in_shape,
             num_outputs=data.num_outputs,
             generator=torch.Generator().manual_seed(0),

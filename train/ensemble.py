@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, vmap
+from torch.nn.modules.dropout import _DropoutNd
 
 from ridgescope.train.data import hash_seed
 from ridgescope.train.errors import UserError
@@ -134,15 +135,30 @@ def initialise(
         generator = torch.Generator().manual_seed(hash_seed(seed, "init"))
         network = factory(in_shape=in_shape, num_outputs=num_outputs, generator=generator, dtype=dtype)
         rows.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
-        if any(True for _ in network.buffers()):
-            raise UserError(
-                f"{type(network).__name__} has buffers (batch statistics?), which couple the points of a batch; "
-                f"train without them"
-            )
-        flat = flat or FlatNetwork(network)
+        if flat is None:
+            _require_trainable(network, torch.zeros(1, *in_shape, dtype=dtype), num_outputs)
+            flat = FlatNetwork(network)
     if flat is None:
         raise UserError("num_seeds=0 trains nothing; choose at least 1")
     return flat, torch.stack(rows)
+
+
+def _require_trainable(network: nn.Module, x: Tensor, num_outputs: int) -> None:
+    name = type(network).__name__
+    if any(True for _ in network.buffers()):
+        raise UserError(
+            f"{name} has buffers (batch statistics?), which couple the points of a batch; train without them"
+        )
+    if any(isinstance(module, _DropoutNd) and module.p > 0 for module in network.modules()):
+        raise UserError(f"{name} has dropout, and no optimum that could be certified; train with p=0")
+    try:
+        with torch.no_grad():
+            shape = tuple(network(x).shape)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}: {reason}") from error
+    if shape != (1, num_outputs):
+        raise UserError(f"{name} makes outputs of shape {shape[1:]} of a point; the targets are ({num_outputs},)")
 
 
 def members_per_program(bytes_per_member: int, memory: int) -> int:

@@ -18,6 +18,7 @@ from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import write_json
 from ridgescope.train.loggers import watching
+from ridgescope.train.networks import network_factory
 from ridgescope.train.progress import duration, quiet, say
 
 _PASSED_ON = (
@@ -59,12 +60,12 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
     memory = parse_memory(plain["memory"])
     if not 0 <= plain["checkpoint_every"] < float("inf"):
         raise UserError(f"checkpoint_every={plain['checkpoint_every']} is a number of seconds; choose 60, or 0 for all")
+    factory = network_factory(plain["model"])
     try:
-        factory = instantiate(plain["model"], _partial_=True)
         optimiser = instantiate(plain["optimiser"])
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"cannot make {plain['model'].get('_target_')} or its optimiser: {reason}") from error
+        raise UserError(f"cannot make {plain['optimiser'].get('_target_')}: {reason}") from error
     data = prepare_data(**plain["data"], num_draws=plain["num_draws"], dtype=dtype)
     with watching(folder, plain) as (loggers, summarise):
         try:

@@ -20,8 +20,7 @@ def imported(path: str) -> Callable[..., Any]:
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise UserError(f"{path!r} is no import path; write package.module:factory, e.g. torchvision.models:resnet18")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does, and the console script does not
+    see_working_folder()
     try:
         found = importlib.import_module(module)
     except Exception as error:  # the user's module may fail in any way
@@ -29,6 +28,12 @@ def imported(path: str) -> Callable[..., Any]:
     if not callable(getattr(found, name, None)):
         raise UserError(f"{module} has no callable {name}; it has {', '.join(_public(found)) or 'none'}")
     return getattr(found, name)
+
+
+def see_working_folder() -> None:
+    """Let modules of the working folder be imported, as ``python -m`` does and a console script does not."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def own_data(path: str, draw: int = 0) -> list[Part]:

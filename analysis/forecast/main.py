@@ -10,7 +10,6 @@ from typing import Any
 import hydra
 import pandas as pd
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.files import read_tensors
 from ridgescope.train.main import quiet
+from ridgescope.train.networks import network_factory
 from ridgescope.train.progress import duration, say
 from ridgescope.train.provenance import environment
 
@@ -135,17 +135,12 @@ def _builder(model: dict[str, Any], data: PreparedData) -> Callable[[int | None,
     """``build(width or None for the configured one, seed)``."""
 
     def build(width: int | None, seed: int) -> nn.Module:
-        settings = model if width is None else model | {"width": width}
-        try:
-            return instantiate(settings, _partial_=True)(
-                in_shape=data.in_shape,
-                num_outputs=data.num_outputs,
-                generator=torch.Generator().manual_seed(seed),
-                dtype=torch.float64,
-            )
-        except Exception as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(f"cannot make {model.get('_target_')}: {reason}") from error
+        return network_factory(model if width is None else model | {"width": width})(
+            in_shape=data.in_shape,
+            num_outputs=data.num_outputs,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
+        )
 
     return build
 
