@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ridgescope.analysis.runs import Cell
-from ridgescope.train.config import cell_identity
+from ridgescope.train.config import cell_identity, model_name
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ def linearised(cell: Cell) -> bool:
 
 def architecture(cell: Cell) -> str:
     """The model's name: 'mlp'."""
-    return str(cell.config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
+    return model_name(cell.config)
 
 
 def identity(cell: Cell) -> Row:

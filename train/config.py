@@ -177,12 +177,16 @@ def cell_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def model_name(config: dict[str, Any]) -> str:
+    """The last part of the model's path: 'mlp'."""
+    return str(config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
+
+
 def cell_name(config: dict[str, Any]) -> str:
     """A readable folder name that changes with anything that changes the cell."""
-    model = str(config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
     width = f"-w{config['model']['width']}" if "width" in config["model"] else ""
     data = config["data"]["name"].rpartition(":")[2]
-    return f"{data}-{model}{width}-P{config['data']['train_size']}-{cell_hash(config)}"
+    return f"{data}-{model_name(config)}{width}-P{config['data']['train_size']}-{cell_hash(config)}"
 
 
 def parse_memory(text: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from ridgescope.train.config import cell_hash
+from ridgescope.train.config import cell_hash, model_name
 from ridgescope.train.errors import UserError
 from ridgescope.train.wandb_logging import finish, make_logger
 
@@ -22,7 +22,7 @@ def watching(
     folder: Path, config: dict[str, Any]
 ) -> Iterator[tuple[list[Logger], Callable[[Mapping[str, float]], None]]]:
     """The loggers of a cell, and a function that adds to the summary of its wandb run, which ends with the block."""
-    settings, model = config["logging"], str(config["model"]["_target_"]).rsplit(".", 1)[-1].lower()
+    settings, model = config["logging"], model_name(config)
     tensorboard = [make_tensorboard(folder)] if settings["tensorboard"] else []
     wandb = make_logger(
         folder,
