@@ -14,8 +14,13 @@ import ridgescope.train.main  # noqa: F401  (registers the schemas)
 from ridgescope.__main__ import one_line
 from ridgescope.train.config import cell_hash, cell_name, checked, parse_memory
 from ridgescope.train.errors import UserError
+from ridgescope.train.networks import network_factory
 from ridgescope.train.sweep import compose_cells, expand
 
+NEEDED = {
+    "data=own": ["data.name=mydata:points"],
+    "model=own": ["model._target_=ridgescope.models.MLP", "+model.width=8", "+model.depth=1"],
+}
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -33,8 +38,8 @@ def composed(name: str, *overrides: str):  # type: ignore[no-untyped-def]
     ],
 )
 def test_every_group_option_composes_and_instantiates(override: str) -> None:
-    plain = checked(composed("train", override))
-    network = instantiate(plain["model"], _partial_=True)(
+    plain = checked(composed("train", override, *NEEDED.get(override, ())))
+    network = network_factory(plain["model"])(
         in_shape=(1, 8, 8), num_outputs=10, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     assert network(torch.ones(2, 1, 8, 8, dtype=torch.float64)).shape == (2, 10)

@@ -46,8 +46,8 @@ def test_a_change_in_another_file_is_compiled_anew(package: Path) -> None:
     assert run(package) == (kernel, 1)
     file = package / "models/kernels/infinite/activated.py"
     before = file.read_text()
-    assert before.count("k[i] = value if cosine > 0.0") == 1
-    file.write_text(before.replace("k[i] = value if cosine > 0.0", "k[i] = 1000.0 if cosine > 0.0"))
+    assert before.count("k[i] = turn + slope * sine") == 1
+    file.write_text(before.replace("k[i] = turn + slope * sine", "k[i] = 1000.0"))
     changed, found = run(package)
     assert changed > 100 * kernel
     assert found == 0
