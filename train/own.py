@@ -53,6 +53,8 @@ def own_data(path: str, draw: int = 0) -> list[Part]:
             f"{path} returned {len(tensors)} parts; return (inputs, targets) or (train inputs, train targets, test "
             "inputs, test targets)"
         )
+    if any(tensor.ndim == 0 for tensor in tensors):
+        raise UserError(f"{path} returned single numbers; inputs must be (n, ...), targets (n,) or (n, C)")
     parts = list(zip(map(_as_inputs, tensors[::2]), map(_as_targets, tensors[1::2]), strict=True))
     for inputs, targets in parts:
         if len(inputs) != len(targets):

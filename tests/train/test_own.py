@@ -39,6 +39,9 @@ def one_number():
 def flat():
     return torch.ones(60), torch.arange(60)
 
+def numbers():
+    return 5, 6
+
 def hole():
     x = points()
     return x, x[:, 0] / 0
@@ -107,6 +110,7 @@ def test_real_targets_are_given_less_the_pools_mean() -> None:
         ("classes", {"root": "/tmp"}, "data.root=/tmp is for data sets with files"),
         ("classes", {"pool_size": 55}, r"data.pool_size=55 \+ data.test_size=10 > 60 points"),
         ("flat", {}, r"returned inputs of shape \(60,\); they must be \(n, ...\)"),
+        ("numbers", {}, "returned single numbers"),
         ("hole", {"target": "values"}, "returned targets with NaN or infinity"),
         ("negative", {}, "returned class labels from -1 to -1"),
         ("unlike", {"target": "values"}, "returned training and test points of other shapes"),
