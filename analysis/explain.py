@@ -13,17 +13,18 @@ def explanation(row: Mapping[str, Any], claim: Claim) -> str:
 
 
 def _compared(row: Mapping[str, Any], claim: Claim) -> str:
+    unit = _unit(claim)
     if not math.isfinite(row["deviation"]):
         reason = row["note"].partition(": ")[2]
         why = f" ({reason})" if reason else ""
-        return f"There is nothing to compare: {claim.what} or {claim.against} could not be had for any network{why}."
-    left_out = f"; {row['excluded']} networks had to be left out" if row["excluded"] else ""
+        return f"There is nothing to compare: {claim.what} or {claim.against} could not be had for any {unit}{why}."
+    left_out = f"; {row['excluded']} {unit}s had to be left out" if row["excluded"] else ""
     side = "larger" if row["deviation"] >= 0 else "smaller"
     bound = "may be larger by at most" if claim.test == "at_most" else "may differ by"
     size = _percent(abs(row["deviation"]))
     where = f", and in the worst of {row['cells']} cells by {_percent(abs(row['worst']))}" if row["cells"] > 1 else ""
     return (
-        f"On average over {row['networks']} networks {claim.what} is {size} {side} than {claim.against}{where}; "
+        f"On average over {row['networks']} {unit}s {claim.what} is {size} {side} than {claim.against}{where}; "
         f"the two {bound} {100 * claim.tolerance:g} %{left_out}."
     )
 
@@ -38,14 +39,22 @@ def _follows(row: Mapping[str, Any], claim: Claim) -> str:
     if not math.isfinite(row["high"]):
         return f"There is {row['note'] or 'no repetition'}, so nobody can say how far chance moves this number."
     if "excluded" in row["note"]:
-        return "Too many networks are missing for a verdict, because the rest may not be typical of all."
+        return f"Too many {_unit(claim)}s are missing for a verdict, because the rest may not be typical of all."
     interval = f"{_percent(row['low'], '+')} to {_percent(row['high'], '+')}"
     if math.isfinite(row["needed"]):
         return (
             f"Chance alone could move it (the 90 % interval is {interval}), so the verdict is open; about "
             f"{row['needed']:.0f} seeds and training sets per cell would decide it."
         )
-    return f"It lies so close to the limit (the 90 % interval is {interval}) that more networks would hardly decide it."
+    return (
+        f"It lies so close to the limit (the 90 % interval is {interval}) that more {_unit(claim)}s would hardly "
+        "decide it."
+    )
+
+
+def _unit(claim: Claim) -> str:
+    """What is averaged over; at infinite width there is no network, but regression at many more training sets."""
+    return "kernel regression" if claim.infinite_width else "network"
 
 
 def _percent(value: float, sign: str = "") -> str:
