@@ -29,6 +29,7 @@ from ridgescope.analysis.verdict import evaluate, failed_required
 from ridgescope.models import empirical_ntk
 from ridgescope.train.config import DataConfig, checked, parse_memory
 from ridgescope.train.data import prepare_data
+from ridgescope.train.ensemble import tried
 from ridgescope.train.entry import one_line_errors
 from ridgescope.train.errors import UserError
 from ridgescope.train.progress import duration, progress, say
@@ -213,12 +214,7 @@ def _kernels(plain: dict[str, Any], given: Given, dtype: torch.dtype) -> tuple[l
 
 
 def _try(network: nn.Module, inputs: Tensor, name: str) -> None:
-    try:
-        with torch.no_grad():
-            outputs = network(inputs[:2])
-    except Exception as error:  # whatever the user's module raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} cannot take inputs of shape {tuple(inputs.shape[1:])}: {reason}") from error
+    outputs = tried(network, inputs[:2], name)
     if not isinstance(outputs, Tensor) or not bool(torch.isfinite(outputs).all()):
         raise UserError(
             f"{name} does not return finite tensors (n, outputs) for these inputs; check its initialisation"

@@ -53,7 +53,7 @@ def _measure(plain: dict[str, Any]) -> pd.DataFrame:
     ladder = {key: plain[key] for key in ("parameterisations", "alphas", "widths")}
     try:
         return coordinates(network_factory(plain["model"]), data, setting, **ladder)
-    except ValueError as error:  # a network that refuses its arguments says so in one line
+    except ValueError as error:  # such as a network that has no tangent kernel, in one line
         raise UserError(str(error)) from error
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ridgescope.analysis.audit_networks import Points
 from ridgescope.train.data import encode_targets
-from ridgescope.train.errors import UserError
+from ridgescope.train.errors import UserError, first_line
 from ridgescope.train.files import read_tensors
-from ridgescope.train.own import first_line, imported, number_of_classes, own_data
+from ridgescope.train.own import imported, own_data
 
 
 def build(path: str, arguments: Mapping[str, Any], seed: int, dtype: torch.dtype) -> nn.Module:
@@ -102,10 +102,9 @@ def load_points(path: str, draw: int, dtype: torch.dtype) -> Given:
     A function with an argument ``draw`` is given the number of the training set. Integer targets of one axis are
     class labels and become one-hot minus 1/C; other targets are centred by the mean of all.
     """
-    parts = own_data(path, draw)
+    parts, classes = own_data(path, draw)
     inputs = torch.cat([inputs for inputs, _ in parts]).to(dtype)
     targets = torch.cat([targets for _, targets in parts])
-    classes = number_of_classes(targets, path)
     encoded = (
         targets - targets.mean(0) if classes is None else encode_targets(targets, classes, "one_hot", torch.float64)
     )

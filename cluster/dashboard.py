@@ -8,7 +8,7 @@ import json
 from typing import Any, get_args
 
 from ridgescope.analysis.wandb_view import KAPPA, LINKS, RISK, VERDICTS
-from ridgescope.train.errors import UserError
+from ridgescope.train.errors import UserError, first_line
 from ridgescope.train.training import Status
 
 
@@ -65,8 +65,8 @@ def save(project: str, entity: str | None, group: str) -> str:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the dashboard cannot be saved ({reason}); it needs wandb login, a network, and a project that has runs"
+            f"the dashboard cannot be saved ({first_line(error)}); it needs wandb login, a network, and a project that "
+            "has runs"
         ) from error
     return str(view.url)

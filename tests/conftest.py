@@ -53,3 +53,18 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def own_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
+    """``own_module(name, source)`` puts a module of the user's into an empty folder, the working folder, and returns
+    that."""
+
+    def write(name: str, source: str) -> Path:
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", list(sys.path))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return tmp_path
+
+    return write

@@ -226,11 +226,9 @@ def _upper(end: float | None) -> float:
 def _crossing(outside: Callable[[float], bool], centre: float, step: float) -> float | None:
     """The first crossing found in the direction of ``step``, to 1e-3 of it; None within 60 e-folds."""
     inner, outer = centre, centre + step
-    while abs(outer - centre) <= 60:
-        if outside(outer):
-            break
+    while abs(outer - centre) <= 60 and not outside(outer):
         inner, outer = outer, centre + 2 * (outer - centre)
-    else:
+    if abs(outer - centre) > 60:
         return None
     while abs(outer - inner) > 1e-3 * abs(step):
         middle = (inner + outer) / 2

@@ -7,7 +7,7 @@ Bach 2019, arXiv:1812.07956): alpha -> infinity is kernel regression with the ke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
 
 from ridgescope.train.data import hash_seed
-from ridgescope.train.errors import UserError
+from ridgescope.train.errors import UserError, first_line
 
 Forward = Callable[[dict[str, Tensor], Tensor], Tensor]
 """``(parameters (E, *shape) by name, each member's inputs (E, n, ...)) -> (E, n, C)``"""
@@ -151,14 +151,20 @@ def _require_trainable(network: nn.Module, x: Tensor, num_outputs: int) -> None:
         )
     if any(isinstance(module, _DropoutNd) and module.p > 0 for module in network.modules()):
         raise UserError(f"{name} has dropout, and no optimum that could be certified; train with p=0")
+    outputs = tried(network, x, name)
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, num_outputs):
+        made = f"outputs of shape {tuple(outputs.shape[1:])}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"{name} makes {made} of a point; the targets are ({num_outputs},)")
+
+
+def tried(network: nn.Module, inputs: Tensor, name: str) -> Any:
+    """What a network makes of inputs (n, ...); ``UserError`` in one line, whatever a user's module raises."""
     try:
         with torch.no_grad():
-            shape = tuple(network(x).shape)
+            return network(inputs)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{name} cannot take inputs of shape {tuple(x.shape[1:])}: {reason}") from error
-    if shape != (1, num_outputs):
-        raise UserError(f"{name} makes outputs of shape {shape[1:]} of a point; the targets are ({num_outputs},)")
+        shape = tuple(inputs.shape[1:])
+        raise UserError(f"{name} cannot take inputs of shape {shape}: {first_line(error)}") from error
 
 
 def members_per_program(bytes_per_member: int, memory: int) -> int:

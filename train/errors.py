@@ -15,3 +15,8 @@ class Interrupted(BaseException):
     """
 
     status = 75
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error that is not ours, for a message of one line; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from ridgescope.train.cell import is_done, train_cell
 from ridgescope.train.config import cell_name, checked, parse_memory, register
 from ridgescope.train.data import prepare_data
 from ridgescope.train.entry import one_line_errors
-from ridgescope.train.errors import UserError
+from ridgescope.train.errors import UserError, first_line
 from ridgescope.train.files import write_json
 from ridgescope.train.loggers import watching
 from ridgescope.train.networks import network_factory
@@ -64,7 +64,7 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
     try:
         optimiser = instantiate(plain["optimiser"])
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"cannot make {plain['optimiser'].get('_target_')}: {reason}") from error
     data = prepare_data(**plain["data"], num_draws=plain["num_draws"], dtype=dtype)
     with watching(folder, plain) as (loggers, summarise):
@@ -82,7 +82,7 @@ def _train(plain: dict[str, Any], folder: Path) -> None:
             )
         except UserError:
             raise
-        except ValueError as error:  # a network that refuses its arguments says so in one line
+        except ValueError as error:  # such as a network that has no tangent kernel, in one line
             raise UserError(str(error)) from error
         summarise({f"cell/{key}": value for key, value in done.items() if key != "format"})
 

@@ -8,8 +8,8 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from ridgescope.train.errors import UserError
-from ridgescope.train.own import first_line, see_working_folder
+from ridgescope.train.errors import UserError, first_line
+from ridgescope.train.own import see_working_folder
 
 OFFERED = ("in_shape", "num_outputs", "generator", "dtype")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ridgescope.train.errors import UserError
+from ridgescope.train.errors import UserError, first_line
 
 Part = tuple[Tensor, Tensor]  # inputs (n, ...), labels (n,) or targets (n, C)
 
@@ -36,11 +36,12 @@ def see_working_folder() -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def own_data(path: str, draw: int = 0) -> list[Part]:
-    """The (inputs, targets) that a function returns, or its training and test parts if it returns four.
+def own_data(path: str, draw: int = 0) -> tuple[list[Part], int | None]:
+    """The (inputs, targets) that a function returns, or its training and test parts if it returns four; and how many
+    classes there are.
 
     A function with an argument ``draw`` is given the number of the training set. Integer targets of one axis are class
-    labels and become int64 in 0..C-1; others become float64 (n, C).
+    labels and become int64 in 0..C-1; others become float64 (n, C), and there are no classes.
     """
     function = imported(path)
     try:
@@ -66,21 +67,16 @@ def own_data(path: str, draw: int = 0) -> list[Part]:
                 raise UserError(f"{path} returned {name} with NaN or infinity; clean the data first")
     if len({targets.shape[1:] for _, targets in parts}) > 1 or len({inputs.shape[1:] for inputs, _ in parts}) > 1:
         raise UserError(f"{path} returned training and test points of other shapes; give them the same")
-    return parts
+    return parts, _number_of_classes(torch.cat([targets for _, targets in parts]), path)
 
 
-def number_of_classes(labels: Tensor, path: str) -> int | None:
-    """C of class labels, None of real targets."""
+def _number_of_classes(labels: Tensor, path: str) -> int | None:
     if labels.dtype.is_floating_point:
         return None
     classes = int(labels.max()) + 1
     if int(labels.min()) < 0 or classes < 2:
         raise UserError(f"{path} returned class labels from {int(labels.min())} to {classes - 1}; use 0..C-1, C > 1")
     return classes
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _as_inputs(values: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ridgescope.train.errors import UserError
-from ridgescope.train.own import number_of_classes, own_data
+from ridgescope.train.errors import UserError, first_line
+from ridgescope.train.own import own_data
 
 # torchvision's class, and the folder that Debian-style packages use under share/datasets
 _IDX = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "kmnist": "KMNIST"}
@@ -84,8 +84,7 @@ def _digits() -> Source:
 
 
 def _own(path: str) -> Source:
-    parts = own_data(path)
-    classes = number_of_classes(torch.cat([targets for _, targets in parts]), path)
+    parts, classes = own_data(path)
     samples = [Samples(inputs, targets, classes) for inputs, targets in parts]
     return Source(samples[0], samples[-1], shared=len(samples) == 1)
 
@@ -155,10 +154,9 @@ def _torchvision(name: str, root: str | None, download: bool) -> Source:
             # CIFAR's archives are pickles: torchvision opens them only after their MD5 sums match
             data = kind(place, download=download, **which)
         except (OSError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"data set {name} is not under {place} and cannot be downloaded ({reason}); put torchvision's "
-                f"files there or point data.root=FOLDER at them"
+                f"data set {name} is not under {place} and cannot be downloaded ({first_line(error)}); put "
+                f"torchvision's files there or point data.root=FOLDER at them"
             ) from error
         labels = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets), dtype=torch.int64)
         return Samples(_channels_first(np.asarray(data.data)), labels, 100 if name == "cifar100" else 10)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
 
-from ridgescope.train.errors import UserError
+from ridgescope.train.errors import UserError, first_line
 from ridgescope.train.progress import say
 
 Mode = Literal["online", "offline", "disabled"]
@@ -92,11 +92,11 @@ def make_logger(
                 return _start(folder, words, offline=False)
             except Exception as error:
                 _give_up()
-                say(f"wandb: {_first_line(error)}; writing offline, upload it later with ridgescope sync")
+                say(f"wandb: {first_line(error)}; writing offline, upload it later with ridgescope sync")
         return _start(folder, words, offline=True)
     except Exception as error:
         _give_up()
-        say(f"wandb is not available ({_first_line(error)}); results are in {folder} all the same")
+        say(f"wandb is not available ({first_line(error)}); results are in {folder} all the same")
         return None
 
 
@@ -108,7 +108,7 @@ def finish(logger: WandbLogger | None) -> None:
         logger.experiment.finish()
     except Exception as error:  # such as a full disk: the run is a view, the results are elsewhere
         _give_up()
-        say(f"wandb: the run ended early ({_first_line(error)})")
+        say(f"wandb: the run ended early ({first_line(error)})")
 
 
 def _start(folder: Path, words: dict[str, Any], *, offline: bool) -> WandbLogger:
@@ -135,10 +135,6 @@ def _give_up() -> None:
         import wandb
 
         wandb.teardown(exit_code=1)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _has_key(host: str | None) -> bool:

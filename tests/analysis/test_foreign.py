@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ridgescope.analysis.audit_attribution import attribute_kernels
-from ridgescope.analysis.foreign import build, imported, load_points, load_weights, trained_files
+from ridgescope.analysis.foreign import build, load_points, load_weights, trained_files
 from ridgescope.train.errors import UserError
+from ridgescope.train.own import imported
 
 SOURCE = """
 import torch
@@ -38,13 +39,8 @@ def three():
 
 
 @pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a module of the user's, as the working folder."""
-    (tmp_path / "theirs.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(__import__("sys").path))
-    monkeypatch.delitem(__import__("sys").modules, "theirs", raising=False)
-    return tmp_path
+def there(own_module: Callable[[str, str], Path]) -> Path:
+    return own_module("theirs", SOURCE)
 
 
 def test_a_factory_is_seeded_and_its_checkpoint_comes_back(there: Path) -> None:

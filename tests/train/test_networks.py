@@ -1,6 +1,6 @@
 """Networks of the user's own: a plain PyTorch class is built, seeded and trained, and a misfit is one line."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,11 +44,8 @@ def broken():
 
 
 @pytest.fixture(autouse=True)
-def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "theirnets.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "theirnets", raising=False)
+def _there(own_module: Callable[[str, str], Path]) -> None:
+    own_module("theirnets", SOURCE)
 
 
 def rows(target: str, seeds: tuple[int, ...] = (0, 1), **arguments: object) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Data of the user's own: classes or real targets, one set or two, and never other points under the same name."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,8 @@ def broken():
 
 
 @pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a module of the user's."""
-    (tmp_path / "mydata.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(__import__("sys").path))
-    monkeypatch.delitem(__import__("sys").modules, "mydata", raising=False)
-    return tmp_path
+def there(own_module: Callable[[str, str], Path]) -> Path:
+    return own_module("mydata", SOURCE)
 
 
 def prepared(function: str, **changes: Any) -> PreparedData:
@@ -142,7 +138,7 @@ def test_a_cell_of_own_data_is_trained_and_measured_and_refuses_other_points(
 
     source = (there / "mydata.py").read_text()
     (there / "mydata.py").write_text(source.replace("SHIFT = 0.0", "SHIFT = 0.5"))
-    __import__("sys").modules.pop("mydata")
+    sys.modules.pop("mydata")
     status, _, errors = call("train", *words, "alpha=5")
     assert status == 0, errors  # a cell of its own
     (there / "runs" / "runs" / "measurements").rename(there / "elsewhere")
